@@ -1,0 +1,348 @@
+"""Stage 4: score every system on the targets' gold tags, compare with paired intervals, draw.
+
+    python 04_evaluate.py                                score everything in artifacts/ -> artifacts/results
+    python 04_evaluate.py --strict                       strict IOB2 instead of the conlleval reading
+    python 04_evaluate.py --oracle                       also the upper bounds that use target labels
+    python 04_evaluate.py --score GOLD PREDICTION        two CoNLL files, nothing else is read
+
+Reads   artifacts/gold (the only stage that does), artifacts/data/targets, artifacts/logits, artifacts/students
+Writes  artifacts/results/results.csv       precision, recall, F1 of every target, method, seed and entity type
+        artifacts/results/comparisons.csv   F1 differences with 95 % intervals: paired bootstrap over test sentences
+        artifacts/results/lengths.csv       F1 by sentence length
+        artifacts/results/results.md        the tables and the answer in words
+        artifacts/results/figures/gains.png
+"""
+
+import csv
+import importlib
+from pathlib import Path
+
+import datasets
+import numpy as np
+import seqeval.metrics
+from safetensors.torch import load_file
+from seqeval.metrics.sequence_labeling import get_entities
+from seqeval.scheme import IOB2, Entities
+
+data = importlib.import_module("01_data")  # how artifacts are read and written; the digit forbids a plain import
+
+LENGTHS = {"1-10": (1, 10), "11-20": (11, 20), "21-40": (21, 40), "41+": (41, 10**9)}  # words a sentence
+RESAMPLES = 1000
+FAILED = 1.0  # F1 in percent under which a seed is flagged as collapsed
+# One colour and marker a method throughout (Okabe and Ito's palette, told apart in grey by the marker).
+STYLE = {"direct-pooled": ("#999999", "s"), "ensemble": ("#56B4E9", "D"), "tsl-avg": ("#E69F00", "v"),
+         "tsl-sim": ("#D55E00", "^"), "mtmt": ("#0072B2", "o")}  # fmt: skip
+
+
+def parse_args(argv=None):
+    p = data.Parser(description=__doc__.splitlines()[0])
+    p.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="folder that all stages share")
+    p.add_argument("--strict", action="store_true", help="seqeval's strict IOB2 mode; default: as conlleval reads tags")
+    p.add_argument("--oracle", action="store_true", help="also `supervised` and `oracle-best-source`, set apart")
+    p.add_argument("--predictions", action="store_true", help="write every system's tags as CoNLL files, too")
+    p.add_argument("--score", nargs=2, type=Path, metavar=("GOLD", "PREDICTION"), help="score one CoNLL file against another")
+    return p.parse_args(argv)
+
+
+# ------------------------------------------------------------------------------------------------ scoring
+
+def entities(sentences, strict):
+    """{(type, first word, last word)} of every sentence of tags."""
+    if strict:
+        return [{(e.tag, e.start, e.end - 1) for e in es} for es in Entities(sentences, IOB2).entities]
+    return [set(get_entities(tags)) for tags in sentences]
+
+
+def count(gold, predicted, types):
+    """Correct, predicted and gold entities of every sentence and type: (N, len(types), 3) int."""
+    table = np.zeros((len(gold), len(types), 3), dtype=np.int64)
+    column = {kind: c for c, kind in enumerate(types)}
+    for row, g, p in zip(table, gold, predicted):
+        for which, found in enumerate((g & p, p, g)):
+            for kind, _, _ in found:
+                row[column[kind], which] += 1
+    return table
+
+
+def prf(counts):
+    """Precision, recall and F1 in percent from summed counts (..., 3); 0 where nothing was found or nothing is there."""
+    correct, predicted, gold = np.moveaxis(np.asarray(counts, dtype=float), -1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scores = np.stack([correct / predicted, correct / gold, 2 * correct / (predicted + gold)], -1)
+    return 100 * np.nan_to_num(scores)
+
+
+def resampled_f1(counts, draws):
+    """Micro F1 of each bootstrap resample, mean over seeds: counts (S, N, types, 3), draws (R, N)  ->  (R,)"""
+    sums = np.einsum("rn,snc->rsc", draws, counts.sum(2), optimize=True)         # counts are resampled, not strings
+    return prf(sums)[..., 2].mean(1)
+
+
+def bootstrap_draws(n, resamples=RESAMPLES, seed=0):
+    """How often each of n sentences is drawn in each resample: (R, n)."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+
+
+def interval(deltas):
+    """95 % percentile interval and two-sided p of resampled differences (R,)."""
+    low, high = np.percentile(deltas, [2.5, 97.5])
+    tail = (1 + min((deltas <= 0).sum(), (deltas >= 0).sum())) / (len(deltas) + 1)
+    return low, high, min(1.0, 2 * tail)
+
+
+# ------------------------------------------------------------------------------------------------ systems
+
+def find_systems(artifacts, target, config, oracle):
+    """{(method, seed): folder with test logits} of a target, baselines first."""
+    found = {}
+    logits, students = artifacts / "logits" / target, artifacts / "students" / target
+    for folder in sorted(logits.iterdir() if logits.is_dir() else []):
+        name, _, seed = folder.name.partition("-s") if folder.name.startswith(("pooled", "supervised")) else folder.name.rpartition("-s")
+        if name.startswith("recogniser-") and seed.isdigit():
+            found[name.replace("recogniser", "direct"), int(seed)] = folder
+        elif name == "pooled":
+            found["direct-pooled", int(seed)] = folder
+        elif name == "supervised" and oracle:
+            found["supervised", int(seed)] = folder
+        elif folder.name in ("ensemble", "vote", "bea"):
+            found[folder.name, 0] = folder
+    for folder in sorted(students.iterdir() if students.is_dir() else []):
+        name, _, seed = folder.name.rpartition("-s")
+        if not folder.name.startswith("."):
+            found[name, int(seed)] = folder
+    order = [f"direct-{s}" for s in config["sources"]] + ["direct-pooled", "ensemble", "vote", "bea", "tsl-avg", "tsl-sim", "mtmt"]
+    return dict(sorted(found.items(), key=lambda x: (order.index(x[0][0]) if x[0][0] in order else len(order), x[0])))
+
+
+def check_fresh(artifacts, target, folder, config):
+    """A system made from other data, or a student whose teachers have since changed, is refused."""
+    stage = "03_distill.py" if "students" in folder.parts or folder.name in ("ensemble", "vote", "bea") else "02_teachers.py"
+    piece = data.opened(folder, stage)
+    made_from = piece["made_from"]
+    stale = piece["tags"] != config["tags"] or made_from.get("target", config["of"][f"targets/{target}"]) != config["of"][f"targets/{target}"]
+    for name, found in made_from.get("teachers", made_from if stage.startswith("03") else {}).items():
+        cache = artifacts / "logits" / target / name
+        if stage.startswith("03") and cache.is_dir():
+            stale |= data.fingerprint(data.opened(cache, "02_teachers.py")["files"]) != found
+    if stale:
+        raise data.UserError(f"{folder}: made from other data or teachers than there are now: run python {stage} --overwrite")
+
+
+def read_target(artifacts, target, config, args):
+    """Words by sentence, gold tags by sentence (None without gold) and {(method, seed): predicted tags by sentence}."""
+    table = datasets.load_from_disk(str(artifacts / "data" / "targets" / target / "test"))
+    words = {}
+    for sentence, part in zip(table["sentence"], table["words"]):
+        words.setdefault(sentence, []).extend(part)
+    words = list(words.values())
+    cuts = np.cumsum([len(w) for w in words])[:-1]
+    gold_folder = artifacts / "gold" / target / "test"
+    gold = list(datasets.load_from_disk(str(gold_folder))["tags"]) if gold_folder.exists() else None
+    if gold and [len(g) for g in gold] != [len(w) for w in words]:
+        raise data.UserError(f"{gold_folder}: its word counts differ from the data's: run python 01_data.py --overwrite")
+    predicted = {}
+    for (method, seed), folder in find_systems(artifacts, target, config, args.oracle).items():
+        check_fresh(artifacts, target, folder, config)
+        logits = load_file(folder / "test.safetensors")["logits"]
+        assert len(logits) == sum(map(len, words)), f"{folder}: {len(logits)} predictions for {sum(map(len, words))} words"
+        tags = np.array(config["tags"])[logits.argmax(-1).numpy()]
+        predicted[method, seed] = [part.tolist() for part in np.split(tags, cuts)]
+    return words, gold, predicted
+
+
+def baselines_of(config, target, methods, artifacts):
+    """What every method is compared with; the best source is chosen by similarity weight, without a label."""
+    others = [s for s in config["sources"] if s != target]
+    direct = f"direct-{'en' if 'en' in others else others[0]}"
+    path = artifacts / "weights" / f"{target}.json"
+    weights = data.json.loads(path.read_text()) if path.exists() else {}
+    best = [f"direct-{max(weights, key=weights.get)}"] if weights else []
+    wanted = dict.fromkeys([direct, "direct-pooled", *best, "ensemble", "tsl-sim", "mtmt"])
+    return direct, [name for name in wanted if name in methods]
+
+
+# ------------------------------------------------------------------------------------------------ tables and figures
+
+def write_csv(path, rows):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def is_oracle(method):
+    return method == "supervised" or method.startswith("oracle")
+
+
+def summary(results, comparisons, deltas, config, directs, mode):
+    """results.md as text."""
+    targets = list(directs)
+    f1 = {}
+    for row in results:
+        if row["type"] == "micro":
+            f1.setdefault(row["method"], {}).setdefault(row["target"], []).append(row["f1"])
+    lines = ["# Results", "", f"F1 in percent on the targets' test sets, entity level, seqeval, {mode}; mean and, from two seeds on, "
+             "standard deviation over student seeds.", ""]  # fmt: skip
+    if config["synthetic"]:
+        lines += ["**Synthetic languages: these numbers show the machinery at work and say nothing about human languages.**", ""]
+
+    def cell(scores):
+        if not scores:
+            return "-"
+        failed = " (failed: " + ", ".join(f"{x:.1f}" for x in scores if x < FAILED) + ")" if min(scores) < FAILED else ""
+        return f"{np.mean(scores):.1f}" + (f" ± {np.std(scores, ddof=1):.1f}" if len(scores) > 1 else "") + failed
+
+    def table(methods):
+        out = ["| method | " + " | ".join(targets) + " | mean |", "|---" * (len(targets) + 2) + "|"]
+        for method in methods:
+            mean = np.mean([np.mean(f1[method][t]) for t in targets]) if all(t in f1[method] for t in targets) else None
+            out.append(f"| {method} | " + " | ".join(cell(f1[method].get(t)) for t in targets) + f" | {'-' if mean is None else f'{mean:.1f}'} |")
+        return [*out, ""]
+
+    lines += table([m for m in f1 if not is_oracle(m)])
+    if any(map(is_oracle, f1)):
+        lines += ["## Oracles: these use target labels, and are bounds, not methods", "", *table([m for m in f1 if is_oracle(m)])]
+    names = " and ".join(sorted({*directs.values()}))
+    lines += [f"## The question: gain over direct transfer ({names})", "",
+              "Difference in F1 with its 95 % interval (paired bootstrap over test sentences, seeds pooled).", "",
+              "| method | " + " | ".join(targets) + " | mean over targets |", "|---" * (len(targets) + 2) + "|"]  # fmt: skip
+    gain = {(r["method"], r["target"]): r for r in comparisons if r["baseline"] == directs[r["target"]]}
+    for method in dict.fromkeys(m for m, _ in gain):
+        rows = [gain.get((method, t)) for t in targets]
+        cells = [f"{r['delta_f1']:+.1f} [{r['ci_low']:+.1f}, {r['ci_high']:+.1f}]" if r else "-" for r in rows]
+        mean = "-"
+        if all(rows):
+            low, high, _ = interval(np.mean([deltas[t, method] - deltas[t, directs[t]] for t in targets], axis=0))
+            mean = f"{np.mean([r['delta_f1'] for r in rows]):+.1f} [{low:+.1f}, {high:+.1f}]"
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {mean} |")
+    for method in [m for m in ("tsl-sim", "mtmt") if m in f1]:
+        rows = [gain[method, t] for t in targets if (method, t) in gain]
+        lines += ["", f"`{method}` is above direct transfer on {sum(r['delta_f1'] > 0 for r in rows)} of {len(rows)} targets, with an interval "
+                  f"above zero on {sum(r['ci_low'] > 0 for r in rows)} and below zero on {sum(r['ci_high'] < 0 for r in rows)}."]  # fmt: skip
+    ablation = [r for r in comparisons if r["baseline"] == "mtmt" and r["method"].startswith("mtmt-")]
+    if ablation:
+        lines += ["", "## What each term is worth: difference to `mtmt`", "", "| method | " + " | ".join(targets) + " |",
+                  "|---" * (len(targets) + 1) + "|"]  # fmt: skip
+        for method in dict.fromkeys(r["method"] for r in ablation):
+            cells = {r["target"]: f"{r['delta_f1']:+.1f} [{r['ci_low']:+.1f}, {r['ci_high']:+.1f}]" for r in ablation if r["method"] == method}
+            lines.append(f"| {method} | " + " | ".join(cells.get(t, "-") for t in targets) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_gains(results, comparisons, directs, synthetic, path=None):
+    """Per target, every method's gain over direct transfer: the interval as a bar, a dot a seed. Returns the figure."""
+    import matplotlib
+    matplotlib.use("Agg") if path else None
+    import matplotlib.pyplot as plt
+
+    targets = list(directs)
+    gain = {(r["target"], r["method"]): r for r in comparisons if r["baseline"] == directs[r["target"]] and r["method"] in STYLE}
+    methods = [m for m in STYLE if any((t, m) in gain for t in targets)]
+    f1 = {}
+    for row in results:
+        if row["type"] == "micro":
+            f1.setdefault((row["target"], row["method"]), []).append(row["f1"])
+    figure, axes = plt.subplots(figsize=(7.5, 1.2 + 0.22 * len(targets) * (len(methods) + 1)), layout="constrained")
+    for row, target in enumerate(targets):
+        for k, method in enumerate(m for m in methods if (target, m) in gain):
+            colour, marker = STYLE[method]
+            y, r = row * (len(methods) + 1) + k, gain[target, method]
+            base = np.mean(f1[target, directs[target]])
+            axes.plot([r["ci_low"], r["ci_high"]], [y, y], color=colour, linewidth=2)
+            axes.plot(np.array(f1[target, method]) - base, [y] * len(f1[target, method]), ".", color="black", markersize=3, zorder=3)
+            axes.plot(r["delta_f1"], y, marker, color=colour, markersize=6, label=method if row == 0 else None)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks([row * (len(methods) + 1) + (len(methods) - 1) / 2 for row in range(len(targets))],
+                    [f"{t}\n({directs[t]} {np.mean(f1[t, directs[t]]):.1f})" for t in targets])  # fmt: skip
+    axes.invert_yaxis()
+    axes.set_xlabel("gain in F1 over direct transfer (points), with 95 % interval; dots: seeds")
+    axes.set_title("Synthetic languages" if synthetic else "Gain over direct transfer", fontsize=10)
+    axes.grid(axis="x", linewidth=0.3)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    if path:
+        figure.savefig(path, dpi=150)
+        plt.close(figure)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------ the stage
+
+def score_files(gold_path, predicted_path, strict):
+    """Score one CoNLL file against another: words must agree, tags are read as they stand."""
+    (gold, _), (predicted, _) = data.read_conll(gold_path), data.read_conll(predicted_path)
+    if [w for w, _ in gold] != [w for w, _ in predicted]:
+        raise data.UserError(f"{predicted_path}: its words or sentences are not those of {gold_path}: score the same text")
+    gold, predicted = [t for _, t in gold], [t for _, t in predicted]
+    if None in gold or None in predicted:
+        raise data.UserError(f"{gold_path if None in gold else predicted_path}: it has no tags: give every word one")
+    options = {"mode": "strict", "scheme": IOB2} if strict else {}
+    print(f"seqeval, {'strict IOB2' if strict else 'conlleval reading (seqeval default)'}")
+    for name in ("precision", "recall", "f1"):
+        print(f"{name} = {getattr(seqeval.metrics, f'{name}_score')(gold, predicted, zero_division=0, **options)}")
+    print(seqeval.metrics.classification_report(gold, predicted, digits=4, zero_division=0, **options))
+
+
+def main(args):
+    if args.score:
+        return score_files(*args.score, args.strict)
+    config = data.open_data(args.artifacts)
+    data.opened(args.artifacts / "gold", "01_data.py")
+    types = sorted({tag[2:] for tag in config["tags"]} - {""})
+    results, comparisons, lengths, resampled, directs, predictions = [], [], [], {}, {}, {}
+    for target in config["targets"]:
+        words, gold, predicted = read_target(args.artifacts, target, config, args)
+        if not predicted:
+            raise data.UserError(f"target {target}: no system to score: run python 02_teachers.py and 03_distill.py first")
+        if args.predictions or not gold:
+            predictions |= {(target, *system): (words, tags) for system, tags in predicted.items()}
+        if not gold:
+            continue
+        gold = entities(gold, args.strict)
+        counts = {}  # method -> {seed: (N, types, 3)}
+        for (method, seed), tags in predicted.items():
+            counts.setdefault(method, {})[seed] = count(gold, entities(tags, args.strict), types)
+        if args.oracle:
+            best = max((m for m in counts if m.removeprefix("direct-") in config["sources"]),
+                       key=lambda m: np.mean([prf(c.sum((0, 1)))[2] for c in counts[m].values()]))  # fmt: skip
+            counts["oracle-best-source"] = counts[best]
+        draws, size = bootstrap_draws(len(words)), np.array([len(w) for w in words])
+        for method, by_seed in counts.items():
+            for seed, table in by_seed.items():
+                row = {"target": target, "method": method, "seed": seed}
+                for kind, sums in [("micro", table.sum((0, 1))), *zip(types, table.sum(0))]:
+                    precision, recall, f1 = prf(sums).tolist()
+                    results.append(row | {"type": kind, "precision": precision, "recall": recall, "f1": f1, "support": int(sums[2])})
+                for name, (low, high) in LENGTHS.items():
+                    sums = table[(size >= low) & (size <= high)].sum((0, 1))
+                    lengths.append(row | {"length": name, "f1": float(prf(sums)[2]), "support": int(sums[2])})
+            resampled[target, method] = resampled_f1(np.stack(list(by_seed.values())), draws)
+        directs[target], baselines = baselines_of(config, target, counts, args.artifacts)
+        mean = {m: np.mean([prf(c.sum((0, 1)))[2] for c in by_seed.values()]) for m, by_seed in counts.items()}
+        for method in counts:
+            for baseline in baselines:
+                if method != baseline and not is_oracle(method):
+                    low, high, p = interval(resampled[target, method] - resampled[target, baseline])
+                    comparisons.append({"target": target, "method": method, "baseline": baseline,
+                                        "delta_f1": float(mean[method] - mean[baseline]),
+                                        "ci_low": float(low), "ci_high": float(high), "p": float(p)})  # fmt: skip
+    mode = "strict IOB2" if args.strict else "conlleval reading (seqeval's default)"
+    with data.publishing(args.artifacts / "results", {"mode": mode, "oracle": args.oracle}) as folder:
+        for (target, method, seed), (words, tags) in predictions.items():
+            path = folder / "predictions" / target / f"{method}-s{seed}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pairs = ("\n".join(f"{w}\t{t}" for w, t in zip(*sentence)) for sentence in zip(words, tags))
+            path.write_text("\n\n".join(pairs) + "\n", encoding="utf-8")
+        if results:
+            for name, rows in (("results", results), ("comparisons", comparisons), ("lengths", lengths)):
+                write_csv(folder / f"{name}.csv", rows)
+            text = summary(results, comparisons, resampled, config, directs, mode)
+            (folder / "results.md").write_text(text, encoding="utf-8")
+            (folder / "figures").mkdir()
+            draw_gains(results, comparisons, directs, config["synthetic"], folder / "figures" / "gains.png")
+            print(text)
+    print(f"stage 4 done: {len(directs)} targets scored -> {args.artifacts / 'results'}")
+
+
+if __name__ == "__main__":
+    data.run(lambda: main(parse_args()))
