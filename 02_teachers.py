@@ -31,7 +31,7 @@ data = importlib.import_module("01_data")  # how artifacts are read and written;
 RECIPES = {  # by size of the encoder; base is TSL's (Wu et al. 2020, Sec. 4.1), the others were tried on source dev
     "base": {"lr": 5e-5, "epochs": 3, "batch_size": 32, "freeze": 3},
     "small": {"lr": 6e-4, "epochs": 4, "batch_size": 32, "freeze": 0},
-    "tiny": {"lr": 2e-3, "epochs": 8, "batch_size": 16, "freeze": 0},
+    "tiny": {"lr": 2e-3, "epochs": 4, "batch_size": 16, "freeze": 0},
 }
 SIMILARITY = {"rank": 64, "lr": 1e-4, "weight_decay": 1e-5, "batch_size": 32, "epochs": 10, "ridge": 0.01}  # TSL, 3.3
 CONFIDENCE = 0.9  # of a pseudo-label, to be trusted in rounds after the first

@@ -15,6 +15,7 @@ Writes  artifacts/results/results.csv       precision, recall, F1 of every targe
 
 import csv
 import importlib
+import itertools
 from pathlib import Path
 
 import datasets
@@ -269,10 +270,13 @@ def draw_gains(results, comparisons, directs, synthetic, path=None):
 # ------------------------------------------------------------------------------------------------ the stage
 
 def score_files(gold_path, predicted_path, strict):
-    """Score one CoNLL file against another: words must agree, tags are read as they stand."""
+    """Score one CoNLL file against another: sentences must agree in length, tags are read as they stand."""
     (gold, _), (predicted, _) = data.read_conll(gold_path), data.read_conll(predicted_path)
-    if [w for w, _ in gold] != [w for w, _ in predicted]:
-        raise data.UserError(f"{predicted_path}: its words or sentences are not those of {gold_path}: score the same text")
+    for number, (g, p) in enumerate(itertools.zip_longest(gold, predicted, fillvalue=([], [])), start=1):
+        if len(g[0]) != len(p[0]):
+            raise data.UserError(f"{predicted_path}: sentence {number} has {len(p[0])} words, {len(g[0])} in {gold_path}: score the same text")
+    if changed := [(a, b) for g, p in zip(gold, predicted) for a, b in zip(g[0], p[0]) if a != b]:
+        print(f"note: {len(changed)} words are spelled differently in the two files, the first {changed[0][0]!r} and {changed[0][1]!r}")
     gold, predicted = [t for _, t in gold], [t for _, t in predicted]
     if None in gold or None in predicted:
         raise data.UserError(f"{gold_path if None in gold else predicted_path}: it has no tags: give every word one")
