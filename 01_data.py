@@ -149,6 +149,8 @@ def toy_corpus(lang, seed):
 
 def read_conll(path):
     """Read one CoNLL file: a word a line, tag in the last column, a blank line between sentences."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file: a source needs train.txt and dev.txt, a target train.txt and test.txt")
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-8-sig")
@@ -233,9 +235,6 @@ def read_folder(folder, lang, splits):
         if not lines:
             raise UserError(f"{raw}: no sentences in it: put one on each line")
         return {split: ([(words, None) for words in lines if words], Counter()) for split in splits}
-    for split in sorted(splits):
-        if not (folder / lang / f"{split}.txt").is_file():
-            raise UserError(f"{folder / lang / split}.txt: no such file: a source needs train and dev, a target train and test")
     return {split: read_conll(folder / lang / f"{split}.txt") for split in splits}
 
 
@@ -326,15 +325,19 @@ def harmonise(corpora, report, types):
 
 # ------------------------------------------------------------------------------------------------ words to sub-tokens
 
+def unreachable(encoder, error):
+    why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return UserError(f"--encoder {encoder}: cannot load its configuration or tokenizer ({why}): name a folder, a hub model "
+                     "that can be reached, or 'scratch'")  # fmt: skip
+
+
 def load_tokenizer(encoder):
     """The encoder's fast tokenizer: only those know which word a sub-token came from."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(encoder, add_prefix_space=True)
     except Exception as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"--encoder {encoder}: cannot load its tokenizer ({why}): name a folder or hub model that can "
-                        "be reached, or 'scratch'") from None  # fmt: skip
-    if not tokenizer.is_fast or tokenizer.unk_token_id is None and tokenizer.vocab_size < 100:
+        raise unreachable(encoder, error) from None
+    if not tokenizer.is_fast or len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # a folder without one gives five
         raise UserError(f"--encoder {encoder}: it has no fast tokenizer: choose an encoder with a tokenizer.json")
     return tokenizer
 
@@ -440,6 +443,7 @@ def main(args):
     tags = ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
     text = [words for lang in corpora for words, _ in corpora[lang]["train"]]
 
+    check_length(args.encoder, args.max_length)
     if args.encoder == "scratch":
         made_from = {"text": fingerprint(text), "seed": args.seed, **SCRATCH}
         if not finished(args.artifacts / "encoder", made_from, args.overwrite):
@@ -449,7 +453,6 @@ def main(args):
                 tokenizer.save_pretrained(folder)
     encoder = encoder_path(args.artifacts, args.encoder)
     tokenizer = load_tokenizer(encoder)
-    check_length(encoder, args.max_length)
 
     wanted = {f"sources/{s}/{split}": (s, split, True) for s in sources for split in ("train", "dev")}
     wanted |= {f"targets/{t}/{split}": (t, split, False) for t in targets for split in ("train", "test")}
@@ -767,7 +770,13 @@ def encoder_fingerprint(encoder):
 
 
 def check_length(encoder, max_length):
-    limit = getattr(transformers.AutoConfig.from_pretrained(encoder), "max_position_embeddings", max_length)
+    """Refuse a window longer than the encoder's position embeddings reach."""
+    limit = 512
+    if encoder != "scratch":
+        try:
+            limit = getattr(transformers.AutoConfig.from_pretrained(encoder), "max_position_embeddings", 512)
+        except Exception as error:
+            raise unreachable(encoder, error) from None
     if not 8 <= max_length <= limit:
         raise UserError(f"--max-length {max_length}: the encoder takes 8 to {limit} sub-tokens")
 

@@ -1,8 +1,12 @@
 """A user's mistake is one line on stderr that names the place and the remedy, exit status 2, and nothing half-written."""
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -23,20 +27,20 @@ def corpus(tmp_path, **languages):
 
 
 def files(folder):
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*")) if folder.exists() else []
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*")) if folder.is_dir() else []
 
 
-def refused(script, artifacts, *flags, says, **environment):
-    before = files(artifacts) if artifacts.is_dir() else None
-    done = stage(script, artifacts, *flags, **environment)
-    lines = done.stderr.strip().split("\n")
-    assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: "), done.stderr[-2000:]
+def refused(script, artifacts, *flags, says):
+    """Run a stage in this process, through the door of the command line; it has to refuse and to write nothing."""
+    module, before, printed = importlib.import_module(script.removesuffix(".py")), files(artifacts), io.StringIO()
+    flags = ["--artifacts", str(artifacts), *map(str, flags)]
+    with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as stopped:
+        data.run(lambda: module.main(module.parse_args(flags)))
+    lines = printed.getvalue().strip().split("\n")
+    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
     for part in [says] if isinstance(says, str) else says:
         assert part in lines[0], lines[0]
-    if before is not None:
-        assert files(artifacts) == before
-    else:
-        assert not [f for f in files(artifacts) if "partial" in f]
+    assert files(artifacts) == before
 
 
 PAIR = ["--sources", "aa", "--targets", "bb", "--encoder", "scratch"]
@@ -64,7 +68,6 @@ CORPUS_CASES = {  # name: (files, flags, what the line says)
 
 @pytest.mark.parametrize("case", CORPUS_CASES)
 def test_corpora_and_flags_that_cannot_be_used(tmp_path, case):
-    """In one process a case, through the same door as the command line."""
     content, flags, says = CORPUS_CASES[case]
     folder = corpus(tmp_path, **content)
     refused("01_data.py", tmp_path / "artifacts", "--data-dir", folder, *flags, says=says)
@@ -81,6 +84,11 @@ def test_missing_folders_files_and_names(tmp_path):
     refused("04_evaluate.py", tmp_path / "a", "--score", tmp_path / "gold", folder / "aa/test.txt", says="gold")
     (tmp_path / "short").write_text("Anna B-PER\n")
     refused("04_evaluate.py", tmp_path / "a", "--score", folder / "aa/test.txt", tmp_path / "short", says=["sentence 1", "same text"])
+
+
+def test_a_refusal_is_one_line_for_the_shell_too(tmp_path):
+    done = stage("02_teachers.py", tmp_path / "a")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == "" and not (tmp_path / "a").exists()
 
 
 def test_stages_out_of_order(tmp_path):
@@ -100,7 +108,7 @@ def test_an_encoder_without_a_fast_tokenizer(tmp_path):
 
 
 def test_a_hub_preset_without_a_network_names_the_offline_ways(tmp_path):
-    refused("01_data.py", tmp_path / "a", "--preset", "wikiann", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub"),
+    refused("01_data.py", tmp_path / "a", "--preset", "wikiann",
             says=["--preset wikiann", "--data-dir DIR --encoder scratch"])  # fmt: skip
 
 
@@ -167,7 +175,6 @@ def test_a_read_only_folder_and_a_full_disk(tmp_path, toy):
         artifacts.chmod(0o700)
     full = "import importlib, sys, errno; data = importlib.import_module('01_data')\n" \
            "def stage(): raise OSError(errno.ENOSPC, 'No space left on device', 'x')\ndata.run(stage)"  # fmt: skip
-    import subprocess
     done = subprocess.run([sys.executable, "-c", full], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "free some space" in done.stderr and done.stderr.count("\n") == 1
 

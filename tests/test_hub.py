@@ -1,153 +1,255 @@
-"""The hub presets, without the internet: a loopback server stands in for huggingface.co.
+"""The hub presets without the internet: a server on this machine stands in for huggingface.co."""
 
-Every case is one run of 01_data.py with a server of its own. All runs start together, for most of their time goes into
-imports and into waiting between retries.
-"""
-
-import contextlib
 import hashlib
 import io
 import json
 import os
+import random
+import re
 import socket
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import datasets
 import pytest
 import transformers
+from conftest import ROOT
 from tokenizers import BertWordPieceTokenizer
 
-ROOT = Path(__file__).parent.parent
-EXPORT = "refs/convert/parquet"  # the branch on which the hub keeps its Parquet copy of a data set; it has no README.md
 P7 = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"]
 LABELS = {"wikiann": P7, "masakhaner": [*P7, "B-DATE", "I-DATE"], "conll": [*P7, "B-MISC", "I-MISC"]}
-LANGUAGES = {"wikiann": ["en", "sw"], "masakhaner": ["hau", "kin"], "conll": ["en", "es", "nl"]}
+LANGUAGES = {"wikiann": ["en", "sw"], "masakhaner": ["hau", "kin"], "conll": ["en", "es", "nl"]}  # the first is the source
+SPLITS = {"train": "train", "validation": "dev", "test": "test"}  # the hub's names and ours
+EXPORT = "refs/convert/parquet"  # the branch of the hub's own Parquet copies: no README.md there, so no named configs
+DEFECTS = ["cut", "html", "empty", "column", "labels"]  # languages of a damaged wikiann, each named for what ails it
 
 
 # ------------------------------------------------------------------------------------------------ what the hub holds
 
-def sentences(lang, split, labels):
-    """Words and tags of a few sentences; they differ by language and split, and every label occurs in each."""
-    pairs = [(f"{lang}{split}", "O")] + [(f"{label[:1]}{label[-3:].lower()}{lang}", label) for label in labels[1:]]
-    return [([w for w, _ in cut], [t for _, t in cut]) for cut in (pairs, pairs[:3], pairs[3:5] + [(".", "O")])]
+def sentences(preset, lang, split):
+    """[(words, tags)] unlike any other language's or split's, with every entity type in each sentence."""
+    rng, kinds, out = random.Random(f"{lang} {split}"), [label[2:] for label in LABELS[preset][1::2]], []
+    for number in range(3):
+        rng.shuffle(kinds)
+        tags = ["O", *(tag for kind in kinds for tag in [f"B-{kind}", f"I-{kind}", "O"][: rng.choice([1, 2, 3])])]
+        out.append(([f"{lang}-{split}-{number}-{i}" for i in range(len(tags))], tags))
+    return out
 
 
-def parquet(preset, lang, split, labels=None, without=()):
-    """One file with the columns of the real one; the names of the labels travel in its metadata."""
-    names = datasets.ClassLabel(names=labels or LABELS[preset])
-    words, tags = zip(*sentences(lang, split, names.names))
-    n = len(words)
-    columns = {"tokens": words, "ner_tags": [[names.str2int(t) for t in row] for row in tags]}
-    columns |= {"langs": [[lang] * len(w) for w in words], "spans": [["PER: x"]] * n} if preset == "wikiann" else {"id": [str(i) for i in range(n)]}
-    features = {c: datasets.Value("string") if c == "id" else datasets.List(datasets.Value("string")) for c in columns}
-    features["ner_tags"] = datasets.List(names)
-    kept = [c for c in columns if c not in without]
-    file = io.BytesIO()
-    datasets.Dataset.from_dict({c: columns[c] for c in kept}, datasets.Features({c: features[c] for c in kept})).to_parquet(file)
+def parquet(preset, lang, split):
+    """One file with the real set's columns; label names travel in its metadata, as the hub's converter writes them."""
+    if lang == "html":  # what a login page of a network leaves behind
+        return b"<html>"
+    words, tags = zip(*(sentences(preset, lang, split) if lang != "empty" else []), ([], []))  # an empty sentence, too
+    labels = [label.replace("PER", "PERSON") if lang == "labels" else label for label in LABELS[preset]]
+    text, ids = datasets.Value("string"), [str(i) for i in range(len(words))]
+    columns = {"tokens": (list(words), datasets.List(text)),
+               "ner_tags": ([[LABELS[preset].index(t) for t in row] for row in tags], datasets.List(datasets.ClassLabel(names=labels)))}
+    columns |= {"wikiann": {"langs": ([[lang] * len(row) for row in words], datasets.List(text)),
+                            "spans": ([["PER: x"] for _ in words], datasets.List(text))},
+                "masakhaner": {"id": (ids, text)},
+                "conll": {"id": (ids, text), "pos_tags": (list(words), datasets.List(text))}}[preset]  # fmt: skip
+    if lang == "column":
+        del columns["ner_tags"]
+    rows, features = ({name: column[i] for name, column in columns.items()} for i in (0, 1))
+    datasets.Dataset.from_dict(rows, datasets.Features(features)).to_parquet(file := io.BytesIO())
     return file.getvalue()
 
 
-def repositories(preset, **changes):
-    """{(path, revision): {file: bytes}} of one preset's data sets, laid out as on the hub."""
+def data_sets(preset, languages):
+    """{(repository, revision): {file: bytes}} of a preset, laid out as on the hub."""
     repos = {}
-    for lang in LANGUAGES[preset]:
-        for split in ("train", "validation", "test"):
-            repo, file = {
-                "wikiann": (("datasets/unimelb-nlp/wikiann", "main"), f"{lang}/{split}-00000-of-00001.parquet"),
-                "masakhaner": (("datasets/masakhane/masakhaner2", EXPORT), f"{lang}/{split}/0000.parquet"),
-                "conll": (("datasets/eriktks/conll2003", EXPORT), f"conll2003/{split}/0000.parquet") if lang == "en"
-                else (("datasets/eriktks/conll2002", EXPORT), f"{lang}/{split}/0000.parquet"),
-            }[preset]
-            repos.setdefault(repo, {".gitattributes": b""})[file] = parquet(preset, lang, split, **changes)
-    if preset == "wikiann":
-        configs = [{"config_name": x, "data_files": [{"split": s, "path": f"{x}/{s}-*"} for s in ("train", "validation", "test")]}
-                   for x in LANGUAGES[preset]]
-        repos["datasets/unimelb-nlp/wikiann", "main"]["README.md"] = f"---\n{json.dumps({'configs': configs})}\n---\n".encode()
+    for lang in languages:
+        path, folder = {"wikiann": ("unimelb-nlp/wikiann", lang), "masakhaner": ("masakhane/masakhaner2", lang),
+                        "conll": ("eriktks/conll2003", "conll2003") if lang == "en" else ("eriktks/conll2002", lang)}[preset]  # fmt: skip
+        files = repos.setdefault((f"datasets/{path}", "main" if preset == "wikiann" else EXPORT), {".gitattributes": b""})
+        for split in SPLITS:
+            name = f"{split}-00000-of-00001.parquet" if preset == "wikiann" else f"{split}/0000.parquet"
+            files[f"{folder}/{name}"] = parquet(preset, lang, split)
+        if preset == "wikiann":  # its card names the configs (JSON is YAML)
+            configs = [{"config_name": x, "data_files": [{"split": s, "path": f"{x}/{s}-*"} for s in SPLITS]} for x in languages]
+            files["README.md"] = f"---\n{json.dumps({'configs': configs})}\n---\n".encode()
     return repos
 
 
-def tiny_mbert(folder):
-    """{file: bytes} of a BERT of a few kilobytes with a WordPiece vocabulary of single letters."""
-    words = BertWordPieceTokenizer(lowercase=False)
-    words.train_from_iterator(["abcdefghijklmnopqrstuvwxyz."], vocab_size=100, min_frequency=1, show_progress=False)
-    transformers.BertTokenizerFast(tokenizer_object=words._tokenizer).save_pretrained(folder)
-    transformers.BertModel(transformers.BertConfig(vocab_size=100, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-                                                   intermediate_size=8)).save_pretrained(folder)
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
+def encoders(folder):
+    """A BERT of a few kilobytes under the presets' default name, and another that lacks a file."""
+    wordpiece = BertWordPieceTokenizer(lowercase=False)
+    wordpiece.train_from_iterator(["abcdefghijklmnopqrstuvwxyz-0123456789"], min_frequency=1, show_progress=False)
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "pad", "cls", "sep", "mask")}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=wordpiece._tokenizer, **special).save_pretrained(folder)
+    size = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    transformers.BertModel(transformers.BertConfig(wordpiece.get_vocab_size(), **size)).save_pretrained(folder)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    half = {name: content for name, content in whole.items() if name != "config.json"}
+    return {("bert-base-multilingual-cased", "main"): whole, ("half-an-encoder", "main"): half}
 
 
 # ------------------------------------------------------------------------------------------------ the hub's interface
 
 class Hub(BaseHTTPRequestHandler):
-    repos, gated, cut = {}, False, False
+    repos, gated = {}, ()
 
-    def answer(self, status, body=b"", error=None, **headers):
-        self.send_response(status)
+    def answer(self, status, body=b"", keep=None, **headers):
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        lacks = {"Content-Length": len(body), "X-Error-Code": error, **headers}
-        for name, value in lacks.items():
-            if value is not None:
-                self.send_header(name.replace("_", "-"), str(value))
+        self.send_response(status)
+        # The hub greets everyone without a token with a warning that its library prints.
+        greeting = "unauthenticated; Warning: You are sending unauthenticated requests to the HF Hub."
+        for name, value in {"Content-Length": len(body), "X-HF-Warning": greeting, **headers}.items():
+            self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body[: len(body) // 2] if self.cut and body.startswith(b"PAR1") else body)
+        if self.command == "GET":
+            self.wfile.write(body[:keep])
 
     def do_GET(self):
-        print(self.command, self.path, file=open("/tmp/hub.log", "a"))
+        """/REPO/resolve/REVISION/FILE is a file, /api/REPO/tree/REVISION/FOLDER lists a folder, other /api/ describe REPO."""
         url = urlsplit(self.path)
-        parts = url.path.strip("/").split("/")
-        api = parts[0] == "api"
-        if api:
-            parts = parts[1:]
-            parts = parts[1:] if parts[0] == "models" else parts
-        action = next((i for i, x in enumerate(parts) if x in ("resolve", "tree", "revision", "paths-info")), len(parts))
-        name, verb, revision = "/".join(parts[:action]), *(unquote(x) for x in (parts[action: action + 2] + ["", "main"])[:2])
-        path = unquote("/".join(parts[action + 2:]))
-        shas = {repo: hashlib.sha1("@".join(repo).encode()).hexdigest() for repo in self.repos}
-        repo = next((r for r in self.repos if r[0] == name and revision in (r[1], shas[r])), None)
-        if self.gated and name.startswith("datasets/"):
-            return self.answer(self.gated, error="GatedRepo")
+        parts = [unquote(part) for part in url.path.removeprefix("/api").removeprefix("/models").strip("/").split("/")]
+        at = next((i for i, part in enumerate(parts) if part in ("resolve", "tree", "revision")), len(parts))
+        name, (verb, revision), path = "/".join(parts[:at]), [*parts[at: at + 2], "", "main"][:2], "/".join(parts[at + 2:])
+        commits = {repo: hashlib.sha1("@".join(repo).encode()).hexdigest() for repo in self.repos if repo[0] == name}
+        repo = next((repo for repo, commit in commits.items() if revision in (repo[1], commit)), None)
         if repo is None:
-            known = any(r[0] == name for r in self.repos)
-            return self.answer(404, error="RevisionNotFound" if known else "RepoNotFound")
-        files, sha = self.repos[repo], shas[repo]
+            return self.answer(404, X_Error_Code="RevisionNotFound" if commits else "RepoNotFound")
+        files, commit = self.repos[repo], commits[repo]
         if verb == "resolve":
+            if name in self.gated:  # the files alone are: everyone may list them
+                return self.answer(403, X_Error_Code="GatedRepo")
             if path not in files:
-                return self.answer(404, error="EntryNotFound", X_Repo_Commit=sha)
-            etag = hashlib.sha1(files[path]).hexdigest()
-            return self.answer(200, files[path], X_Repo_Commit=sha, ETag=f'"{etag}"')
-        entries = [{"type": "file", "path": f, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for f, b in files.items()]
-        folders = {str(p) for f in files for p in Path(f).parents if str(p) != "."}
-        entries += [{"type": "directory", "path": f, "oid": sha} for f in sorted(folders)]
-        if verb == "paths-info":
-            form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
-            return self.answer(200, [e for e in entries if e["path"] in form["paths"]])
-        if verb == "tree":
-            inside = [e for e in entries if not path or e["path"].startswith(path + "/")]
-            deep = parse_qs(url.query).get("recursive", ["false"])[0].lower() == "true"
-            if path and not inside:
-                return self.answer(404, error="EntryNotFound")
-            return self.answer(200, [e for e in inside if deep or str(Path(e["path"]).parent) == (path or ".")])
-        self.answer(200, {"id": name.removeprefix("datasets/"), "sha": sha, "siblings": [{"rfilename": f} for f in files]})
+                return self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
+            keep = 1000 if path.startswith("cut/") else None
+            return self.answer(200, files[path], keep, X_Repo_Commit=commit, ETag=f'"{hashlib.sha1(files[path]).hexdigest()}"')
+        if verb != "tree":
+            siblings = [{"rfilename": file} for file in files]
+            return self.answer(200, {"id": name.removeprefix("datasets/"), "sha": commit, "siblings": siblings})
+        folders = {str(folder): "directory" for file in files for folder in PurePosixPath(file).parents}
+        if (path or ".") not in folders:
+            return self.answer(404, X_Error_Code="EntryNotFound")
+        depth = None if parse_qs(url.query).get("recursive", [""])[0].lower() == "true" else 1
+        below = [entry for entry in folders | dict.fromkeys(files, "file")
+                 if PurePosixPath(path) in list(PurePosixPath(entry).parents)[:depth]]
+        self.answer(200, [{"type": folders.get(entry, "file"), "path": entry, "oid": commit, "size": len(files.get(entry, b""))}
+                          for entry in below])
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_GET
 
     def log_message(self, *args):
         pass
 
 
-@contextlib.contextmanager
-def hub(repos, **manners):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("ThisHub", (Hub,), {"repos": repos, **manners}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+# ------------------------------------------------------------------------------------------------ stage 1 and the hub
+
+SCRIPT = """
+import json, runpy, sys, traceback
+for flags in json.loads(sys.argv.pop()):
+    sys.argv, status = ["01_data.py", *flags], 0
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
+        runpy.run_path("01_data.py", run_name="__main__")
+    except SystemExit as exit:
+        status = exit.code
+    except BaseException:
+        status = traceback.print_exc() or 1
+    print(f"===== {status}", file=sys.stderr)
+"""  # one process runs the script several times, as a shell would, for its imports take longer than all the rest
+
+
+def stage_1(folder, port, cases):
+    """{case: (exit status, standard error, artifacts)} of 01_data.py with the flags that `cases` gives for each."""
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "", "NO_PROXY": "127.0.0.1",
+           "HF_HOME": f"{folder}", "HF_HUB_CACHE": f"{folder}/hub", "HF_DATASETS_CACHE": f"{folder}/datasets",
+           "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
+    flags = json.dumps([[*cases[case].split(), "--artifacts", str(folder / case)] for case in cases])
+    done = subprocess.run([sys.executable, "-c", SCRIPT, flags], capture_output=True, text=True, env=os.environ | hub, cwd=ROOT)
+    parts = re.split(r"^===== (.*)\n", done.stderr, flags=re.MULTILINE)
+    return {case: (int(status), error, folder / case) for case, error, status in zip(cases, parts[::2], parts[1::2], strict=True)}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Every run of stage 1: a hub in good order, one where all is wrong, and no hub. They go on side by side."""
+    models = encoders(tmp_path_factory.mktemp("encoder"))
+    good = models | {name: files for preset in LABELS for name, files in data_sets(preset, LANGUAGES[preset]).items()}
+    bad = models | data_sets("wikiann", ["en", "sw", *DEFECTS]) | data_sets("masakhaner", LANGUAGES["masakhaner"])
+    presets = {preset: f"--preset {preset} --sources {source} --targets {' '.join(targets)}"
+               for preset, (source, *targets) in LANGUAGES.items()}  # fmt: skip
+    wikiann = "--preset wikiann --sources en --targets "
+    refusals = {defect: wikiann + defect for defect in DEFECTS} | {"unknown": wikiann + "xx", "gated": presets["masakhaner"], "gone": presets["conll"]}
+    refusals["half"] = wikiann + "sw --encoder half-an-encoder"
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), type("AHub", (Hub,), {"repos": repos, "gated": gated}))
+               for repos, gated in ((good, ()), (bad, ["datasets/masakhane/masakhaner2"]))]  # fmt: skip
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with socket.socket() as closed, ThreadPoolExecutor() as pool:
+        closed.bind(("127.0.0.1", 0))  # bound but not listening: it refuses connections
+        ports = [closed.getsockname()[1], *(server.server_port for server in servers)]
+        folders = [tmp_path_factory.mktemp(name) for name in ("no_hub", "good_hub", "bad_hub")]
+        done = pool.map(stage_1, folders, ports, [{"unreachable": presets["wikiann"]}, presets, refusals])
+        results = {case: result for group in done for case, result in group.items()}
+    for server in servers:
         server.shutdown()
         server.server_close()
+    return results
+
+
+@pytest.mark.parametrize("preset", LANGUAGES)
+def test_a_preset_reads_what_the_hub_serves(runs, preset):
+    (status, error, artifacts), (source, *targets) = runs[preset], LANGUAGES[preset]
+    assert status == 0, error
+    config = json.loads((artifacts / "data/config.json").read_text())
+    kinds = sorted(label[2:] for label in LABELS[preset][1::2])
+    assert config["tags"] == ["O", *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI")]
+    assert config["encoder"] == "bert-base-multilingual-cased"
+    for role, lang, split in [("sources", source, "validation"), *(("targets", target, "test") for target in targets)]:
+        words, tags = map(list, zip(*sentences(preset, lang, split)))
+        table = datasets.load_from_disk(str(artifacts / "data" / role / lang / SPLITS[split]))
+        assert list(table["words"]) == words
+        if role == "sources":
+            assert [[config["tags"][tag] for tag in row] for row in table["tags"]] == tags
+        else:
+            assert list(datasets.load_from_disk(str(artifacts / "gold" / lang / split))["tags"]) == tags
+
+
+def complaint(run):
+    """The one line that is all a refused run leaves behind."""
+    status, error, artifacts = run
+    assert (status, error.count("\n"), error[:7]) == (2, 1, "error: "), error
+    assert not artifacts.exists()
+    return error
+
+
+def test_without_a_network_one_line_names_the_ways_to_work_offline(runs):
+    assert "toy" in complaint(runs["unreachable"]) and "--data-dir" in complaint(runs["unreachable"])
+
+
+def test_a_data_set_that_is_gone_is_one_line_and_exit_status_2(runs):
+    assert "--preset conll, language en" in complaint(runs["gone"])
+
+
+def test_an_unknown_language_is_one_line_and_exit_status_2(runs):
+    assert "--preset wikiann, language xx" in complaint(runs["unknown"])
+
+
+def test_a_gated_data_set_is_one_line_and_exit_status_2(runs):
+    assert "--preset masakhaner, language hau" in complaint(runs["gated"])
+
+
+def test_a_missing_column_is_one_line_and_exit_status_2(runs):
+    assert "ner_tags" in complaint(runs["column"])
+
+
+def test_labels_of_other_names_are_one_line_and_exit_status_2(runs):
+    assert "B-PERSON" in complaint(runs["labels"])
+
+
+@pytest.mark.parametrize("damage", ["cut", "html", "empty"])
+def test_a_damaged_download_is_one_line_and_leaves_nothing_half_written(runs, damage):
+    assert f"--preset wikiann, language {damage}" in complaint(runs[damage])
+
+
+def test_an_encoder_that_lacks_a_file_is_one_line_and_exit_status_2(runs):
+    assert "half-an-encoder" in complaint(runs["half"])
