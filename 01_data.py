@@ -33,6 +33,7 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import numpy as np
 import torch
 import transformers
@@ -42,6 +43,8 @@ from tqdm import tqdm
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 datasets.disable_progress_bars()
+for library in (datasets, huggingface_hub):  # their retries and greetings are no one's concern; what fails for good is raised
+    library.utils.logging.set_verbosity(50)
 
 MBERT = "bert-base-multilingual-cased"
 PRESETS = {  # hub data: languages used when no flag names them
@@ -52,7 +55,7 @@ PRESETS = {  # hub data: languages used when no flag names them
 }
 P7 = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"]
 HUB_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
-MASAKHANER = "hf://datasets/masakhane/masakhaner2@refs%2Fconvert%2Fparquet/{}/{}/0000.parquet"
+EXPORT = "hf://datasets/{}@refs%2Fconvert%2Fparquet/{}/{}/0000.parquet"  # the hub's own Parquet copy of a script data set
 HUB_TAGS = {"wikiann": P7, "masakhaner": [*P7, "B-DATE", "I-DATE"], "conll": [*P7, "B-MISC", "I-MISC"]}
 TOY_SENTENCES = {"train": 800, "dev": 100, "test": 300}
 SCRATCH = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256)
@@ -240,24 +243,30 @@ def read_folder(folder, lang, splits):
 
 def read_hub(preset, lang, splits):
     """{split: (sentences, repairs)} of one language of a hub preset."""
-    path, name, options = {
-        "wikiann": ("unimelb-nlp/wikiann", lang, {}),
-        "conll": ("eriktks/conll2003" if lang == "en" else "eriktks/conll2002", None if lang == "en" else lang,
-                  {"revision": "refs/convert/parquet"}),
-        "masakhaner": ("parquet", None, {"data_files": {s: MASAKHANER.format(lang, s) for s in HUB_SPLITS.values()}}),
+    repo, folder = {
+        "wikiann": ("unimelb-nlp/wikiann", lang),
+        "masakhaner": ("masakhane/masakhaner2", lang),
+        "conll": ("eriktks/conll2003", "conll2003") if lang == "en" else ("eriktks/conll2002", lang),
     }[preset]  # fmt: skip
     try:
-        corpus = datasets.load_dataset(path, name, **options)
+        if preset == "wikiann":
+            corpus = datasets.load_dataset(repo, folder)
+        else:
+            files = {HUB_SPLITS[split]: EXPORT.format(repo, folder, HUB_SPLITS[split]) for split in splits}
+            corpus = datasets.load_dataset("parquet", data_files=files)
         tables = {split: corpus[HUB_SPLITS[split]] for split in splits}
         names = {split: getattr(t.features["ner_tags"].feature, "names", HUB_TAGS[preset]) for split, t in tables.items()}
         if changed := {*itertools.chain(*names.values())} ^ {*HUB_TAGS[preset]}:
             raise ValueError(f"tags have changed: {sorted(changed)}")
+        if empty := [split for split, t in tables.items() if not any(t["tokens"])]:
+            raise ValueError(f"no sentences in its {empty[0]} split")
         return {split: ([(words, [names[split][tag] for tag in tags]) for words, tags in zip(t["tokens"], t["ner_tags"])
                          if words], Counter()) for split, t in tables.items()}  # fmt: skip
     except Exception as error:  # the hub, the network and changed data fail in too many ways to list
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"--preset {preset}, language {lang}: cannot load it from the hub ({why}). Without a network "
-                        "use the toy (no flags) or --data-dir DIR --encoder scratch") from None  # fmt: skip
+        raise UserError(f"--preset {preset}, language {lang}: cannot load it from the hub ({why}): check the language, "
+                        "log in with `hf auth login` if the set asks for it, or work offline: the toy (no flags) or "
+                        "--data-dir DIR --encoder scratch") from None  # fmt: skip
 
 
 def choose_languages(args):
@@ -435,49 +444,56 @@ def pretrain(texts, seed, device):
 # ------------------------------------------------------------------------------------------------ the stage
 
 def main(args):
-    device = pick_device()
     sources, targets = choose_languages(args)
     corpora, report = read_corpora(args, sources, targets)
     types = shared_types(corpora, sources, args.types)
     harmonise(corpora, report, types)
-    tags = ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
-    text = [words for lang in corpora for words, _ in corpora[lang]["train"]]
-
     check_length(args.encoder, args.max_length)
+    encoder = make_encoder(args, corpora)
+    write_data(args, encoder, corpora, sources, targets, types)
+    write_gold(args, corpora, targets)
+    write_report(args.artifacts, report)
+    print(f"stage 1 done: {len(sources)} sources, {len(targets)} targets, types {' '.join(types)} -> {args.artifacts}")
+
+
+def make_encoder(args, corpora):
+    """Where the encoder is; with --encoder scratch it is pretrained first, on training text without tags."""
     if args.encoder == "scratch":
+        text = [words for lang in corpora for words, _ in corpora[lang]["train"]]
         made_from = {"text": fingerprint(text), "seed": args.seed, **SCRATCH}
         if not finished(args.artifacts / "encoder", made_from, args.overwrite):
             with publishing(args.artifacts / "encoder", made_from) as folder:
-                model, tokenizer = pretrain(text, args.seed, device)
+                model, tokenizer = pretrain(text, args.seed, pick_device())
                 model.save_pretrained(folder)
                 tokenizer.save_pretrained(folder)
-    encoder = encoder_path(args.artifacts, args.encoder)
-    tokenizer = load_tokenizer(encoder)
+    return encoder_path(args.artifacts, args.encoder)
 
-    wanted = {f"sources/{s}/{split}": (s, split, True) for s in sources for split in ("train", "dev")}
-    wanted |= {f"targets/{t}/{split}": (t, split, False) for t in targets for split in ("train", "test")}
-    seen = {name: [(w, t if tagged else None) for w, t in corpora[lang][split]]
-            for name, (lang, split, tagged) in wanted.items()}  # fmt: skip
-    facts = {"preset": args.preset, "synthetic": args.preset == "toy", "sources": sources, "targets": targets,
-             "tags": tags, "encoder": args.encoder if args.encoder == "scratch" else str(encoder),
-             "encoder_fingerprint": encoder_fingerprint(encoder)}  # fmt: skip
-    made_from = facts | {"corpora": fingerprint(seen), "max_length": args.max_length, "limit": args.limit}
+
+def write_data(args, encoder, corpora, sources, targets, types):
+    """data/: the sources' windows with tags, the targets' without."""
+    tagged = {f"sources/{s}/{split}": corpora[s][split] for s in sources for split in ("train", "dev")}
+    blind = {f"targets/{t}/{split}": [(words, None) for words, _ in corpora[t][split]] for t in targets for split in ("train", "test")}
+    tags = ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
+    facts = {"preset": args.preset, "synthetic": args.preset == "toy", "sources": sources, "targets": targets, "tags": tags,
+             "encoder": args.encoder if args.encoder == "scratch" else str(encoder), "encoder_fingerprint": encoder_fingerprint(encoder)}
+    made_from = facts | {"corpora": fingerprint(tagged | blind), "max_length": args.max_length, "limit": args.limit}
     if not finished(args.artifacts / "data", made_from, args.overwrite):
         with publishing(args.artifacts / "data", made_from, facts) as folder:
-            for name, sentences in seen.items():
-                tag_ids = {tag: i for i, tag in enumerate(tags)} if wanted[name][2] else None
-                encode(sentences, tokenizer, args.max_length, tag_ids).save_to_disk(folder / name)
+            tokenizer = load_tokenizer(encoder)
+            tag_ids = {tag: i for i, tag in enumerate(tags)}
+            for name, sentences in (tagged | blind).items():
+                encode(sentences, tokenizer, args.max_length, tag_ids if name in tagged else None).save_to_disk(folder / name)
 
-    gold = {t: {split: [tags for _, tags in s] for split, s in corpora[t].items() if split != "dev" and s[0][1]}
-            for t in targets}  # fmt: skip
+
+def write_gold(args, corpora, targets):
+    """gold/: the tags of the targets' train and test sentences, where they have any."""
+    gold = {f"{t}/{split}": [tags for _, tags in corpora[t][split]] for t in targets for split in ("train", "test")
+            if corpora[t][split][0][1] is not None}  # fmt: skip
     made_from = {"gold": fingerprint(gold), "limit": args.limit}
     if not finished(args.artifacts / "gold", made_from, args.overwrite):
         with publishing(args.artifacts / "gold", made_from) as folder:
-            for target, split in ((t, split) for t in gold for split in gold[t]):
-                datasets.Dataset.from_dict({"tags": gold[target][split]}).save_to_disk(folder / target / split)
-
-    write_report(args.artifacts, report)
-    print(f"stage 1 done: {len(sources)} sources, {len(targets)} targets, tags {' '.join(tags)} -> {args.artifacts}")
+            for name, tags in gold.items():
+                datasets.Dataset.from_dict({"tags": tags}).save_to_disk(folder / name)
 
 
 def write_report(artifacts, report):
@@ -727,20 +743,25 @@ def over_words(model, table, outputs, device):
 
 
 def draw_pairs(classes, generator):
-    """Pairs of words of a batch, balanced: each word with one of its own class and one of another.
+    """Pairs of words of a batch, balanced: each word with one of its own class and one of another class.
 
-    classes (M,)  ->  i, j (P,), P <= 2 M (a word without such a partner is left out), so memory is linear in M
+    The other class is drawn first, each as likely as the next: among words drawn alike nearly all would be O, and
+    nobody would learn to tell a person from a place. A word without such a partner is left out.
+    classes (M,)  ->  i, j (P,), P <= 2 M, so memory is linear in M
     """
     M, words = len(classes), torch.arange(len(classes), device=classes.device)
     order = torch.argsort(classes, stable=True)                                  # words grouped by class
     place = torch.empty_like(order).index_copy_(0, order, words)                 # and where each word stands there
-    _, group, count = torch.unique(classes, return_inverse=True, return_counts=True)
-    size, begin = count[group], (count.cumsum(0) - count)[group]                 # (M,) of each word's own group
-    dice = torch.rand(2, M, generator=generator).to(classes.device)
-    equal = begin + (place - begin + 1 + (dice[0] * (size - 1)).long()) % size   # further on in the group, as on a ring
-    other = (begin + size + (dice[1] * (M - size)).long()) % M                   # beyond the group, as on a ring
-    i = torch.cat([words[size > 1], words[size < M]])
-    return i, torch.cat([order[equal[size > 1]], order[other[size < M]]])
+    _, group, size = torch.unique(classes, return_inverse=True, return_counts=True)
+    begin, G = size.cumsum(0) - size, len(size)
+    dice = torch.rand(3, M, generator=generator).to(classes.device)
+    step = 1 + (dice[0] * (size[group] - 1)).long()                              # further on in the group, as on a ring
+    equal = begin[group] + (place - begin[group] + step) % size[group]
+    other = (group + 1 + (dice[1] * (G - 1)).long()) % max(G, 1)                 # another class, as on a ring
+    unequal = begin[other] + (dice[2] * size[other]).long()
+    has_equal, has_unequal = size[group] > 1, torch.full_like(words, G > 1, dtype=torch.bool)
+    i = torch.cat([words[has_equal], words[has_unequal]])
+    return i, torch.cat([order[equal[has_equal]], order[unequal[has_unequal]]])
 
 
 # ------------------------------------------------------------------------------------------------ encoders and optimisers

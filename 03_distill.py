@@ -50,7 +50,7 @@ SHARED = {"weights": "similarity", "labels": "soft", "loss": "mse", "pairs": Fal
           "alpha": True, "beta": True, "gamma": True, "head_scale": 1.0}  # fmt: skip
 RECIPES = {  # by size of the encoder; base is TSL's student (Wu et al. 2020, Sec. 4.1)
     "base": {"lr": 1e-4, "epochs": 3, "batch_size": 32, "freeze": 3},
-    "small": {"lr": 6e-4, "epochs": 4, "batch_size": 32, "freeze": 0},
+    "small": {"lr": 6e-4, "epochs": 2, "batch_size": 16, "freeze": 0},
     "tiny": {"lr": 2e-3, "epochs": 5, "batch_size": 16, "freeze": 0},
 }
 SETTLED = 0.02  # progressive rounds stop when fewer entity words than this change their tag
@@ -286,6 +286,7 @@ class Stage:
         self.recipe = dict(RECIPES[data.encoder_size(self.encoder)])
         self.recipe |= {name: getattr(args, name) for name in self.recipe if getattr(args, name) is not None}
         self.targets = data.subset("--targets", args.targets, self.config["targets"])
+        self.taught_by = f"-t{args.teacher_seed}" if args.teacher_seed else ""  # other teachers, another name
         for name in args.methods:
             resolve(name, None, self.config["sources"])
 
@@ -297,7 +298,7 @@ class Stage:
         tags, (method, sources) = self.config["tags"], resolve("tsl-sim", target, self.config["sources"])
         teachers = Teachers(self.artifacts, target, sources, method, self.args.teacher_seed, "", tags)
         for name in ("ensemble", "vote", "bea"):
-            folder = self.artifacts / "logits" / target / name
+            folder = self.artifacts / "logits" / target / (name + self.taught_by)
             if data.finished(folder, teachers.inputs, self.args.overwrite):
                 continue
             with data.publishing(folder, teachers.inputs, {"tags": tags}) as partial:
@@ -311,16 +312,17 @@ class Stage:
         if (resolved := resolve(name, target, self.config["sources"])) is None:
             return
         (method, sources), suffix = resolved, f"-r{round_}" if round_ > 1 else ""
+        name += suffix or self.taught_by
         teacher_seed = seed if round_ > 1 else self.args.teacher_seed  # later rounds' teachers learned from this student
         teachers = Teachers(self.artifacts, target, sources, method, teacher_seed, suffix, self.config["tags"])
-        folder = self.artifacts / "students" / target / f"{name}{suffix}-s{seed}"
+        folder = self.artifacts / "students" / target / f"{name}-s{seed}"
         made_from = {"target": self.config["of"][f"targets/{target}"], "teachers": teachers.inputs, "method": method,
                      "seed": seed, **self.recipe}  # fmt: skip
         made_from |= {"lambda": self.args.lam} if method["pairs"] else {}
         made_from |= {"temperature": self.args.temperature} if method["loss"] == "kl" else {}
         if data.finished(folder, made_from, self.args.overwrite):
             return
-        facts = {"tags": self.config["tags"], "method": name + suffix}
+        facts = {"tags": self.config["tags"], "method": name}
         with data.publishing(folder, made_from, facts) as partial:
             begun = time.time()
             student = data.load_tagger(self.encoder, self.config["tags"], seed, self.device)

@@ -29,6 +29,7 @@ data = importlib.import_module("01_data")  # how artifacts are read and written;
 
 LENGTHS = {"1-10": (1, 10), "11-20": (11, 20), "21-40": (21, 40), "41+": (41, 10**9)}  # words a sentence
 RESAMPLES = 1000
+COMBINED = ("ensemble", "vote", "bea")  # what stage 3 makes of the teachers without a student
 FAILED = 1.0  # F1 in percent under which a seed is flagged as collapsed
 # One colour and marker a method throughout (Okabe and Ito's palette, told apart in grey by the marker).
 STYLE = {"direct-pooled": ("#999999", "s"), "ensemble": ("#56B4E9", "D"), "tsl-avg": ("#E69F00", "v"),
@@ -105,7 +106,7 @@ def find_systems(artifacts, target, config, oracle):
             found["direct-pooled", int(seed)] = folder
         elif name == "supervised" and oracle:
             found["supervised", int(seed)] = folder
-        elif folder.name in ("ensemble", "vote", "bea"):
+        elif folder.name.split("-")[0] in COMBINED:
             found[folder.name, 0] = folder
     for folder in sorted(students.iterdir() if students.is_dir() else []):
         name, _, seed = folder.name.rpartition("-s")
@@ -117,7 +118,7 @@ def find_systems(artifacts, target, config, oracle):
 
 def check_fresh(artifacts, target, folder, config):
     """A system made from other data, or a student whose teachers have since changed, is refused."""
-    stage = "03_distill.py" if "students" in folder.parts or folder.name in ("ensemble", "vote", "bea") else "02_teachers.py"
+    stage = "03_distill.py" if "students" in folder.parts or folder.name.split("-")[0] in COMBINED else "02_teachers.py"
     piece = data.opened(folder, stage)
     made_from = piece["made_from"]
     stale = piece["tags"] != config["tags"] or made_from.get("target", config["of"][f"targets/{target}"]) != config["of"][f"targets/{target}"]
