@@ -147,7 +147,7 @@ def sentence_features(encoder, table, device):
             sums, counts = torch.zeros(max(table["sentence"]) + 1, g.shape[1]), torch.zeros(max(table["sentence"]) + 1, 1)
         sums.index_add_(0, batch["row_sentence"].cpu(), g.float().cpu())
         counts.index_add_(0, batch["row_sentence"].cpu(), torch.ones(len(g), 1))
-    return sums / counts
+    return sums / counts.clamp_min(1)
 
 
 class LanguageSimilarity(torch.nn.Module):

@@ -14,6 +14,7 @@ Writes  artifacts/results/results.csv       precision, recall, F1 of every targe
 """
 
 import csv
+import functools
 import importlib
 import itertools
 from pathlib import Path
@@ -27,7 +28,7 @@ from seqeval.scheme import IOB2, Entities
 
 data = importlib.import_module("01_data")  # how artifacts are read and written; the digit forbids a plain import
 
-LENGTHS = {"1-10": (1, 10), "11-20": (11, 20), "21-40": (21, 40), "41+": (41, 10**9)}  # words a sentence
+LENGTHS = {"1-5": (1, 5), "6-10": (6, 10), "11-20": (11, 20), "21-40": (21, 40), "41+": (41, 10**9)}  # words a sentence
 RESAMPLES = 1000
 COMBINED = ("ensemble", "vote", "bea")  # what stage 3 makes of the teachers without a student
 FAILED = 1.0  # F1 in percent under which a seed is flagged as collapsed
@@ -116,21 +117,26 @@ def find_systems(artifacts, target, config, oracle):
     return dict(sorted(found.items(), key=lambda x: (order.index(x[0][0]) if x[0][0] in order else len(order), x[0])))
 
 
+@functools.cache
+def cache_fingerprint(folder):
+    return data.fingerprint(data.opened(folder, "02_teachers.py")["files"])
+
+
 def check_fresh(artifacts, target, folder, config):
-    """A system made from other data, or a student whose teachers have since changed, is refused."""
-    stage = "03_distill.py" if "students" in folder.parts or folder.name.split("-")[0] in COMBINED else "02_teachers.py"
+    """A system made from other data, or from teachers that have since changed, is refused."""
+    taught = "students" in folder.parts or folder.name.split("-")[0] in COMBINED
+    stage = "03_distill.py" if taught else "02_teachers.py"
     piece = data.opened(folder, stage)
-    made_from = piece["made_from"]
-    stale = piece["tags"] != config["tags"] or made_from.get("target", config["of"][f"targets/{target}"]) != config["of"][f"targets/{target}"]
-    for name, found in made_from.get("teachers", made_from if stage.startswith("03") else {}).items():
+    made_from, now = piece["made_from"], config["of"][f"targets/{target}"]
+    stale = piece["tags"] != config["tags"] or made_from.get("target", now) != now
+    for name, found in (made_from.get("teachers", made_from) if taught else {}).items():
         cache = artifacts / "logits" / target / name
-        if stage.startswith("03") and cache.is_dir():
-            stale |= data.fingerprint(data.opened(cache, "02_teachers.py")["files"]) != found
+        stale |= cache.is_dir() and cache_fingerprint(cache) != found
     if stale:
         raise data.UserError(f"{folder}: made from other data or teachers than there are now: run python {stage} --overwrite")
 
 
-def read_target(artifacts, target, config, args):
+def read_target(artifacts, target, config, oracle=False):
     """Words by sentence, gold tags by sentence (None without gold) and {(method, seed): predicted tags by sentence}."""
     table = datasets.load_from_disk(str(artifacts / "data" / "targets" / target / "test"))
     words = {}
@@ -143,7 +149,7 @@ def read_target(artifacts, target, config, args):
     if gold and [len(g) for g in gold] != [len(w) for w in words]:
         raise data.UserError(f"{gold_folder}: its word counts differ from the data's: run python 01_data.py --overwrite")
     predicted = {}
-    for (method, seed), folder in find_systems(artifacts, target, config, args.oracle).items():
+    for (method, seed), folder in find_systems(artifacts, target, config, oracle).items():
         check_fresh(artifacts, target, folder, config)
         logits = load_file(folder / "test.safetensors")["logits"]
         assert len(logits) == sum(map(len, words)), f"{folder}: {len(logits)} predictions for {sum(map(len, words))} words"
@@ -153,14 +159,14 @@ def read_target(artifacts, target, config, args):
 
 
 def baselines_of(config, target, methods, artifacts):
-    """What every method is compared with; the best source is chosen by similarity weight, without a label."""
+    """Direct transfer, the best source by similarity weight (chosen without a label), and all baselines of a target."""
     others = [s for s in config["sources"] if s != target]
     direct = f"direct-{'en' if 'en' in others else others[0]}"
     path = artifacts / "weights" / f"{target}.json"
     weights = data.json.loads(path.read_text()) if path.exists() else {}
-    best = [f"direct-{max(weights, key=weights.get)}"] if weights else []
-    wanted = dict.fromkeys([direct, "direct-pooled", *best, "ensemble", "tsl-sim", "mtmt"])
-    return direct, [name for name in wanted if name in methods]
+    best = f"direct-{max(weights, key=weights.get)}" if weights else direct
+    wanted = dict.fromkeys([direct, "direct-pooled", best, "ensemble", "tsl-sim", "mtmt"])
+    return direct, best, [name for name in wanted if name in methods]
 
 
 # ------------------------------------------------------------------------------------------------ tables and figures
@@ -176,59 +182,71 @@ def is_oracle(method):
     return method == "supervised" or method.startswith("oracle")
 
 
-def summary(results, comparisons, deltas, config, directs, mode):
-    """results.md as text."""
-    targets = list(directs)
-    f1 = {}
+def markdown(header, rows):
+    return ["| " + " | ".join(header) + " |", "|---" * len(header) + "|", *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def score_cell(scores):
+    """Mean and, from two seeds on, standard deviation; collapsed seeds are named."""
+    failed = [f"{x:.1f}" for x in scores if x < FAILED]
+    spread = f" ± {np.std(scores, ddof=1):.1f}" if len(scores) > 1 else ""
+    return f"{np.mean(scores):.1f}{spread}" + (f" (failed: {', '.join(failed)})" if failed else "")
+
+
+def gain_cell(f1, resampled, method, baselines):
+    """Mean over targets of F1(method) - F1(baseline) with its interval; baselines: {target: baseline}."""
+    if any(method == b or t not in f1.get(method, {}) or t not in f1.get(b, {}) for t, b in baselines.items()):
+        return "-"
+    delta = np.mean([np.mean(f1[method][t]) - np.mean(f1[b][t]) for t, b in baselines.items()])
+    low, high, _ = interval(np.mean([resampled[t, method] - resampled[t, b] for t, b in baselines.items()], axis=0))
+    return f"{delta:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def summary(results, comparisons, resampled, config, directs, bests, mode):
+    """results.md as text.  directs, bests: {target: direct transfer's name, the best source's by weight}"""
+    targets, f1 = list(directs), {}
     for row in results:
         if row["type"] == "micro":
             f1.setdefault(row["method"], {}).setdefault(row["target"], []).append(row["f1"])
+
+    def scores(methods):
+        rows = [[m, *(score_cell(f1[m][t]) if t in f1[m] else "-" for t in targets),
+                 f"{np.mean([np.mean(x) for x in f1[m].values()]):.1f}" if len(f1[m]) == len(targets) else "-"] for m in methods]  # fmt: skip
+        return markdown(["method", *targets, "mean"], rows)
+
+    def gains(chosen, mean_of=None):
+        """A row a method: its gain on every target over the comparisons' own baselines, and on average."""
+        by = {}
+        for r in chosen:
+            by.setdefault(r["method"], {})[r["target"]] = f"{r['delta_f1']:+.1f} [{r['ci_low']:+.1f}, {r['ci_high']:+.1f}]"
+        rows = [[m, *(cells.get(t, "-") for t in targets), gain_cell(f1, resampled, m, mean_of)] for m, cells in by.items()]
+        return markdown(["method", *targets, "mean over targets"], rows)
+
     lines = ["# Results", "", f"F1 in percent on the targets' test sets, entity level, seqeval, {mode}; mean and, from two seeds on, "
-             "standard deviation over student seeds.", ""]  # fmt: skip
+             "standard deviation over seeds.", ""]  # fmt: skip
     if config["synthetic"]:
         lines += ["**Synthetic languages: these numbers show the machinery at work and say nothing about human languages.**", ""]
-
-    def cell(scores):
-        if not scores:
-            return "-"
-        failed = " (failed: " + ", ".join(f"{x:.1f}" for x in scores if x < FAILED) + ")" if min(scores) < FAILED else ""
-        return f"{np.mean(scores):.1f}" + (f" ± {np.std(scores, ddof=1):.1f}" if len(scores) > 1 else "") + failed
-
-    def table(methods):
-        out = ["| method | " + " | ".join(targets) + " | mean |", "|---" * (len(targets) + 2) + "|"]
-        for method in methods:
-            mean = np.mean([np.mean(f1[method][t]) for t in targets]) if all(t in f1[method] for t in targets) else None
-            out.append(f"| {method} | " + " | ".join(cell(f1[method].get(t)) for t in targets) + f" | {'-' if mean is None else f'{mean:.1f}'} |")
-        return [*out, ""]
-
-    lines += table([m for m in f1 if not is_oracle(m)])
+    lines += scores([m for m in f1 if not is_oracle(m)])
     if any(map(is_oracle, f1)):
-        lines += ["## Oracles: these use target labels, and are bounds, not methods", "", *table([m for m in f1 if is_oracle(m)])]
-    names = " and ".join(sorted({*directs.values()}))
-    lines += [f"## The question: gain over direct transfer ({names})", "",
-              "Difference in F1 with its 95 % interval (paired bootstrap over test sentences, seeds pooled).", "",
-              "| method | " + " | ".join(targets) + " | mean over targets |", "|---" * (len(targets) + 2) + "|"]  # fmt: skip
-    gain = {(r["method"], r["target"]): r for r in comparisons if r["baseline"] == directs[r["target"]]}
-    for method in dict.fromkeys(m for m, _ in gain):
-        rows = [gain.get((method, t)) for t in targets]
-        cells = [f"{r['delta_f1']:+.1f} [{r['ci_low']:+.1f}, {r['ci_high']:+.1f}]" if r else "-" for r in rows]
-        mean = "-"
-        if all(rows):
-            low, high, _ = interval(np.mean([deltas[t, method] - deltas[t, directs[t]] for t in targets], axis=0))
-            mean = f"{np.mean([r['delta_f1'] for r in rows]):+.1f} [{low:+.1f}, {high:+.1f}]"
-        lines.append(f"| {method} | " + " | ".join(cells) + f" | {mean} |")
+        lines += ["## Oracles: these use target labels, and are bounds, not methods", "", *scores([m for m in f1 if is_oracle(m)])]
+    direct = [r for r in comparisons if r["baseline"] == directs[r["target"]]]
+    lines += [f"## The question: gain over direct transfer ({' and '.join(sorted({*directs.values()}))})", "",
+              "Difference in F1 with its 95 % interval (paired bootstrap over test sentences, seeds pooled).", "", *gains(direct, directs)]  # fmt: skip
     for method in [m for m in ("tsl-sim", "mtmt") if m in f1]:
-        rows = [gain[method, t] for t in targets if (method, t) in gain]
-        lines += ["", f"`{method}` is above direct transfer on {sum(r['delta_f1'] > 0 for r in rows)} of {len(rows)} targets, with an interval "
-                  f"above zero on {sum(r['ci_low'] > 0 for r in rows)} and below zero on {sum(r['ci_high'] < 0 for r in rows)}."]  # fmt: skip
-    ablation = [r for r in comparisons if r["baseline"] == "mtmt" and r["method"].startswith("mtmt-")]
-    if ablation:
-        lines += ["", "## What each term is worth: difference to `mtmt`", "", "| method | " + " | ".join(targets) + " |",
-                  "|---" * (len(targets) + 1) + "|"]  # fmt: skip
-        for method in dict.fromkeys(r["method"] for r in ablation):
-            cells = {r["target"]: f"{r['delta_f1']:+.1f} [{r['ci_low']:+.1f}, {r['ci_high']:+.1f}]" for r in ablation if r["method"] == method}
-            lines.append(f"| {method} | " + " | ".join(cells.get(t, "-") for t in targets) + " |")
-    return "\n".join(lines) + "\n"
+        rows = [r for r in direct if r["method"] == method]
+        lines += [f"`{method}` is above direct transfer on {sum(r['delta_f1'] > 0 for r in rows)} of {len(rows)} targets, with an interval above "
+                  f"zero on {sum(r['ci_low'] > 0 for r in rows)} and below zero on {sum(r['ci_high'] < 0 for r in rows)}.", ""]  # fmt: skip
+    stronger = {name: dict.fromkeys(targets, name) for name in ("direct-pooled", "ensemble", "tsl-sim") if name in f1}
+    stronger |= {"best source by weight": bests} if bests else {}
+    lines += ["## Gain over stronger baselines, mean over targets", ""]
+    lines += markdown(["method", *stronger], [[m, *(gain_cell(f1, resampled, m, b) for b in stronger.values())] for m in STYLE if m in f1])
+    if bests:
+        lines += ["Best source by weight, chosen without a label: " + ", ".join(f"{b} for {t}" for t, b in bests.items()) + ".", ""]
+    ablations = [r for r in comparisons if r["baseline"] == "mtmt" and r["method"].startswith("mtmt-")
+                 and r["method"].removeprefix("mtmt-") not in config["sources"]]  # fmt: skip
+    if ablations:
+        lines += ["## What each term is worth: difference to `mtmt`", "", *gains(ablations, dict.fromkeys(targets, "mtmt"))]
+    return "\n".join(lines)
 
 
 def draw_gains(results, comparisons, directs, synthetic, path=None):
@@ -252,7 +270,7 @@ def draw_gains(results, comparisons, directs, synthetic, path=None):
             base = np.mean(f1[target, directs[target]])
             axes.plot([r["ci_low"], r["ci_high"]], [y, y], color=colour, linewidth=2)
             axes.plot(np.array(f1[target, method]) - base, [y] * len(f1[target, method]), ".", color="black", markersize=3, zorder=3)
-            axes.plot(r["delta_f1"], y, marker, color=colour, markersize=6, label=method if row == 0 else None)
+            axes.plot(r["delta_f1"], y, marker, color=colour, markersize=6, label=method)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks([row * (len(methods) + 1) + (len(methods) - 1) / 2 for row in range(len(targets))],
                     [f"{t}\n({directs[t]} {np.mean(f1[t, directs[t]]):.1f})" for t in targets])  # fmt: skip
@@ -261,7 +279,8 @@ def draw_gains(results, comparisons, directs, synthetic, path=None):
     axes.set_title("Synthetic languages" if synthetic else "Gain over direct transfer", fontsize=10)
     axes.grid(axis="x", linewidth=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
+    axes.legend([handles[m] for m in methods], methods, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     if path:
         figure.savefig(path, dpi=150)
         plt.close(figure)
@@ -294,9 +313,9 @@ def main(args):
     config = data.open_data(args.artifacts)
     data.opened(args.artifacts / "gold", "01_data.py")
     types = sorted({tag[2:] for tag in config["tags"]} - {""})
-    results, comparisons, lengths, resampled, directs, predictions = [], [], [], {}, {}, {}
+    results, comparisons, lengths, resampled, directs, bests, predictions = [], [], [], {}, {}, {}, {}
     for target in config["targets"]:
-        words, gold, predicted = read_target(args.artifacts, target, config, args)
+        words, gold, predicted = read_target(args.artifacts, target, config, args.oracle)
         if not predicted:
             raise data.UserError(f"target {target}: no system to score: run python 02_teachers.py and 03_distill.py first")
         if args.predictions or not gold:
@@ -320,9 +339,10 @@ def main(args):
                     results.append(row | {"type": kind, "precision": precision, "recall": recall, "f1": f1, "support": int(sums[2])})
                 for name, (low, high) in LENGTHS.items():
                     sums = table[(size >= low) & (size <= high)].sum((0, 1))
-                    lengths.append(row | {"length": name, "f1": float(prf(sums)[2]), "support": int(sums[2])})
+                    if sums[2]:
+                        lengths.append(row | {"length": name, "f1": float(prf(sums)[2]), "support": int(sums[2])})
             resampled[target, method] = resampled_f1(np.stack(list(by_seed.values())), draws)
-        directs[target], baselines = baselines_of(config, target, counts, args.artifacts)
+        directs[target], bests[target], baselines = baselines_of(config, target, counts, args.artifacts)
         mean = {m: np.mean([prf(c.sum((0, 1)))[2] for c in by_seed.values()]) for m, by_seed in counts.items()}
         for method in counts:
             for baseline in baselines:
@@ -341,7 +361,7 @@ def main(args):
         if results:
             for name, rows in (("results", results), ("comparisons", comparisons), ("lengths", lengths)):
                 write_csv(folder / f"{name}.csv", rows)
-            text = summary(results, comparisons, resampled, config, directs, mode)
+            text = summary(results, comparisons, resampled, config, directs, bests, mode)
             (folder / "results.md").write_text(text, encoding="utf-8")
             (folder / "figures").mkdir()
             draw_gains(results, comparisons, directs, config["synthetic"], folder / "figures" / "gains.png")

@@ -94,7 +94,8 @@ def test_resampling_counts_equals_rescoring_the_drawn_sentences():
 def test_a_collapsed_seed_is_flagged_and_its_scores_stay_in_sight():
     rows = [{"target": "xx", "method": m, "seed": s, "type": "micro", "f1": f} for m, s, f in
             [("direct-en", 0, 40.0), ("mtmt", 0, 50.0), ("mtmt", 1, 0.0)]]  # fmt: skip
-    text = evaluate.summary(rows, [], {}, {"synthetic": True}, {"xx": "direct-en"}, "some mode")
+    resampled = {("xx", m): np.zeros(10) for m in ("direct-en", "mtmt")}
+    text = evaluate.summary(rows, [], resampled, {"synthetic": True, "sources": ["en"]}, {"xx": "direct-en"}, {}, "some mode")
     assert "(failed: 0.0)" in text and "Synthetic" in text and "some mode" in text
 
 
