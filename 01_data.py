@@ -43,7 +43,7 @@ from tqdm import tqdm
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 datasets.disable_progress_bars()
-for library in (datasets, huggingface_hub):  # their retries and greetings are no one's concern; what fails for good is raised
+for library in (datasets, huggingface_hub):  # silences retries and greetings; what fails for good is raised
     library.utils.logging.set_verbosity(50)
 
 MBERT = "bert-base-multilingual-cased"
@@ -55,8 +55,9 @@ PRESETS = {  # hub data: languages used when no flag names them
 }
 P7 = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"]
 HUB_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
-EXPORT = "hf://datasets/{}@refs%2Fconvert%2Fparquet/{}/{}/0000.parquet"  # the hub's own Parquet copy of a script data set
+EXPORT = "hf://datasets/{}@refs%2Fconvert%2Fparquet/{}/{}/0000.parquet"  # the hub's Parquet copy of a data set
 HUB_TAGS = {"wikiann": P7, "masakhaner": [*P7, "B-DATE", "I-DATE"], "conll": [*P7, "B-MISC", "I-MISC"]}
+REPAIRS = ("docstart", "crlf", "bom", "spaces", "empty", "zero_width")  # what the data doctor counts beside tags
 TOY_SENTENCES = {"train": 800, "dev": 100, "test": 300}
 SCRATCH = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256)
 SCRATCH_VOCABULARY, SCRATCH_EPOCHS, SCRATCH_LR = 2000, 6, 2e-3  # enough for the toy in half a minute on a CPU
@@ -84,7 +85,7 @@ def parse_args(argv=None):
     return args
 
 
-# ------------------------------------------------------------------------------------------------ toy languages
+# ------------------------------------------------------------------------ toy languages
 # Six languages in two families with known truth. A proto-lexicon splits by regular sound changes. Family qa is head
 # first (verb before object, case word before its name); family qb mirrors those rules and capitalises every noun.
 
@@ -147,7 +148,7 @@ def toy_corpus(lang, seed):
     return {split: [sentence() for _ in range(n)] for split, n in TOY_SENTENCES.items()}
 
 
-# ------------------------------------------------------------------------------------------------ the data doctor
+# ------------------------------------------------------------------------ the data doctor
 # Every reader returns sentences [(words, tags)], tags None where a file has no tag column, and a Counter of repairs.
 
 def read_conll(path):
@@ -158,7 +159,8 @@ def read_conll(path):
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{raw[:error.start].count(10) + 1}: not UTF-8: convert the file, e.g. with iconv") from None
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: not UTF-8: convert the file, e.g. with iconv") from None
     repairs = Counter(bom=raw.startswith(b"\xef\xbb\xbf"), crlf=text.count("\r"))
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     sentences, words, tags, tagged = [], [], [], None
@@ -223,10 +225,10 @@ def examine(lang, split, sentences, repairs):
             row["stray_i"] = sum(old[0] in "IE" and new[0] == "B" for old, new in pairs)
         row["entities"] = dict(sorted(Counter(t[2:] for _, tags in converted for t in tags if t[0] == "B").items()))
         sentences = converted
-    return sentences, row | {k: int(repairs[k]) for k in ("docstart", "crlf", "bom", "spaces", "empty", "zero_width")}
+    return sentences, row | {name: int(repairs[name]) for name in REPAIRS}
 
 
-# ------------------------------------------------------------------------------------------------ reading corpora
+# ------------------------------------------------------------------------ reading corpora
 
 def read_folder(folder, lang, splits):
     """{split: (sentences, repairs)} of DIR/<lang>. A target may come as raw text.txt, a sentence a line."""
@@ -255,7 +257,8 @@ def read_hub(preset, lang, splits):
             files = {HUB_SPLITS[split]: EXPORT.format(repo, folder, HUB_SPLITS[split]) for split in splits}
             corpus = datasets.load_dataset("parquet", data_files=files)
         tables = {split: corpus[HUB_SPLITS[split]] for split in splits}
-        names = {split: getattr(t.features["ner_tags"].feature, "names", HUB_TAGS[preset]) for split, t in tables.items()}
+        tag_features = {split: table.features["ner_tags"].feature for split, table in tables.items()}
+        names = {split: getattr(feature, "names", HUB_TAGS[preset]) for split, feature in tag_features.items()}
         if changed := {*itertools.chain(*names.values())} ^ {*HUB_TAGS[preset]}:
             raise ValueError(f"tags have changed: {sorted(changed)}")
         if empty := [split for split, t in tables.items() if not any(t["tokens"])]:
@@ -332,12 +335,12 @@ def harmonise(corpora, report, types):
             sentences[:] = [(words, [t if t[2:] in types else "O" for t in tags]) for words, tags in sentences]
 
 
-# ------------------------------------------------------------------------------------------------ words to sub-tokens
+# ------------------------------------------------------------------------ words to sub-tokens
 
 def unreachable(encoder, error):
     why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return UserError(f"--encoder {encoder}: cannot load its configuration or tokenizer ({why}): name a folder, a hub model "
-                     "that can be reached, or 'scratch'")  # fmt: skip
+    return UserError(f"--encoder {encoder}: cannot load its configuration or tokenizer ({why}): name a folder, "
+                     "a hub model that can be reached, or 'scratch'")  # fmt: skip
 
 
 def load_tokenizer(encoder):
@@ -346,7 +349,8 @@ def load_tokenizer(encoder):
         tokenizer = transformers.AutoTokenizer.from_pretrained(encoder, add_prefix_space=True)
     except Exception as error:
         raise unreachable(encoder, error) from None
-    if not tokenizer.is_fast or len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # a folder without one gives five
+    empty = len(tokenizer) <= len(set(tokenizer.all_special_ids))  # what a folder without tokenizer files loads as
+    if not tokenizer.is_fast or empty:
         raise UserError(f"--encoder {encoder}: it has no fast tokenizer: choose an encoder with a tokenizer.json")
     return tokenizer
 
@@ -400,17 +404,28 @@ def encode(sentences, tokenizer, max_length, tag_ids=None):
     return datasets.Dataset.from_list(rows)
 
 
-# ------------------------------------------------------------------------------------------------ an encoder from scratch
+# ------------------------------------------------------------------------ an encoder from scratch
 
 def train_tokenizer(texts, size):
     """A cased WordPiece vocabulary for several languages, trained on lists of words."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=1000))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, limit_alphabet=1000, show_progress=False)
-    tokenizer.train_from_iterator((" ".join(words) for words in texts), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    counts = Counter(c for words in texts for c in normalizers.NFC().normalize_str(" ".join(words)) if not c.isspace())
+    alphabet = sorted(sorted(counts, key=lambda c: (-counts[c], c))[:1000])
+    # The trainer numbers characters inside words in an order that differs from run to run, unless they are named first.
+    options = {"vocab_size": size, "special_tokens": special + [f"##{c}" for c in alphabet], "show_progress": False,
+               "initial_alphabet": alphabet, "limit_alphabet": len(alphabet)}  # fmt: skip
+
+    def assemble(vocabulary=None):
+        model = models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=1000)
+        tokenizer = Tokenizer(model)
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFC(), pre_tokenizers.BertPreTokenizer()
+        return tokenizer
+
+    trained = assemble()
+    trained.train_from_iterator((" ".join(words) for words in texts), trainers.WordPieceTrainer(**options))
+    tokenizer = assemble(trained.get_vocab())
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
     names = dict(zip(["pad_token", "unk_token", "cls_token", "sep_token", "mask_token"], special))
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **names)
 
@@ -441,7 +456,7 @@ def pretrain(texts, seed, device):
     return model, tokenizer
 
 
-# ------------------------------------------------------------------------------------------------ the stage
+# ------------------------------------------------------------------------ the stage
 
 def main(args):
     sources, targets = choose_languages(args)
@@ -472,17 +487,20 @@ def make_encoder(args, corpora):
 def write_data(args, encoder, corpora, sources, targets, types):
     """data/: the sources' windows with tags, the targets' without."""
     tagged = {f"sources/{s}/{split}": corpora[s][split] for s in sources for split in ("train", "dev")}
-    blind = {f"targets/{t}/{split}": [(words, None) for words, _ in corpora[t][split]] for t in targets for split in ("train", "test")}
+    blind = {f"targets/{t}/{split}": [(words, None) for words, _ in corpora[t][split]]
+             for t in targets for split in ("train", "test")}  # fmt: skip
     tags = ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
-    facts = {"preset": args.preset, "synthetic": args.preset == "toy", "sources": sources, "targets": targets, "tags": tags,
-             "encoder": args.encoder if args.encoder == "scratch" else str(encoder), "encoder_fingerprint": encoder_fingerprint(encoder)}
+    facts = {"preset": args.preset, "synthetic": args.preset == "toy", "sources": sources, "targets": targets,
+             "tags": tags, "encoder": args.encoder if args.encoder == "scratch" else str(encoder),
+             "encoder_fingerprint": encoder_fingerprint(encoder)}  # fmt: skip
     made_from = facts | {"corpora": fingerprint(tagged | blind), "max_length": args.max_length, "limit": args.limit}
     if not finished(args.artifacts / "data", made_from, args.overwrite):
         with publishing(args.artifacts / "data", made_from, facts) as folder:
             tokenizer = load_tokenizer(encoder)
             tag_ids = {tag: i for i, tag in enumerate(tags)}
             for name, sentences in (tagged | blind).items():
-                encode(sentences, tokenizer, args.max_length, tag_ids if name in tagged else None).save_to_disk(folder / name)
+                table = encode(sentences, tokenizer, args.max_length, tag_ids if name in tagged else None)
+                table.save_to_disk(folder / name)
 
 
 def write_gold(args, corpora, targets):
@@ -503,21 +521,23 @@ def write_report(artifacts, report):
         paths = [artifacts / "data" / role / lang / split for role in ("sources", "targets")]
         table = datasets.load_from_disk(str(next(p for p in paths if p.exists())))
         row["windows"], row["sub_tokens"] = len(table), sum(table["length"])
-        row["entities"], row["dropped"] = (" ".join(f"{k}:{n}" for k, n in row[c].items()) for c in ("entities", "dropped"))
+        for column in ("entities", "dropped"):
+            row[column] = " ".join(f"{kind}:{n}" for kind, n in row[column].items())
     with open(artifacts / "report.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, report[0].keys())
         writer.writeheader()
         writer.writerows(report)
     print(f"{'language':9}{'split':6}{'sentences':>10}{'words':>8}{'windows':>8}  entities")
     for row in report:
-        odd = [f"{row[k]} {k}" for k in ("stray_i", "docstart", "crlf", "bom", "spaces", "empty", "zero_width") if row[k]]
-        odd = ([row["scheme"]] if row["scheme"] != "IOB2" else []) + odd + ([f"dropped {row['dropped']}"] if row["dropped"] else [])
-        print(f"{row['language']:9}{row['split']:6}{row['sentences']:10}{row['words']:8}{row['windows']:8}  {row['entities']}"
-              + (f"  [{', '.join(odd)}]" if odd else ""))  # fmt: skip
+        odd = [row["scheme"]] if row["scheme"] != "IOB2" else []
+        odd += [f"{row[k]} {k}" for k in ("stray_i", *REPAIRS) if row[k]]
+        odd += [f"dropped {row['dropped']}"] if row["dropped"] else []
+        print(f"{row['language']:9}{row['split']:6}{row['sentences']:10}{row['words']:8}{row['windows']:8}  "
+              + row["entities"] + (f"  [{', '.join(odd)}]" if odd else ""))  # fmt: skip
 
 
-# ================================================================================================ borrowed by stages 2-4
-# ------------------------------------------------------------------------------------------------ commands and mistakes
+# ======================================================================== borrowed by stages 2-4
+# ------------------------------------------------------------------------ commands and mistakes
 
 class UserError(Exception):
     """A mistake of the user's: one line on stderr that names the place and the remedy, exit status 2."""
@@ -530,7 +550,7 @@ class Parser(argparse.ArgumentParser):
 
 def common_flags(parser):
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="folder that all stages share")
-    parser.add_argument("--overwrite", action="store_true", help="replace pieces that are damaged or made from other inputs")
+    parser.add_argument("--overwrite", action="store_true", help="replace pieces damaged or made from other inputs")
 
 
 def positive(text):
@@ -551,19 +571,22 @@ def run(stage):
     try:
         stage()
     except UserError as error:
-        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(print("\ninterrupted: finished pieces are kept, the same command goes on from them", file=sys.stderr) or 130)
+        print("\ninterrupted: finished pieces are kept, the same command goes on from them", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         closed = getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
         if not (full or closed):
             raise
         remedy = "free some space" if full else "choose a writable folder with --artifacts"
-        sys.exit(print(f"error: {' '.join(str(error).split())}: {remedy} and run again", file=sys.stderr) or 2)
+        print(f"error: {' '.join(str(error).split())}: {remedy} and run again", file=sys.stderr)
+        sys.exit(2)
 
 
-# ------------------------------------------------------------------------------------------------ pieces of artifacts/
+# ------------------------------------------------------------------------ pieces of artifacts/
 # A piece is a folder with a config.json that says what it was made from and the digest of every file in it.
 
 def fingerprint(thing):
@@ -598,7 +621,7 @@ def opened(folder, stage):
 
 
 def finished(folder, made_from, overwrite=False):
-    """Is the piece complete and made from the same inputs? Other inputs or damage are an error, or with overwrite a no."""
+    """Is the piece complete and made from the same inputs? Damage or other inputs are an error, with overwrite a no."""
     if not folder.exists():
         return False
     try:
@@ -618,7 +641,7 @@ def finished(folder, made_from, overwrite=False):
 
 @contextlib.contextmanager
 def publishing(folder, made_from, facts=()):
-    """Give a folder to write to beside `folder`; when the block ends it is described and renamed, whole or not at all."""
+    """Give a folder beside `folder` to write to; when the block ends it is described and renamed: whole or not at all."""
     mine = f".{folder.name}.{socket.gethostname()}-"
     partial, begun = folder.with_name(f"{mine}{os.getpid()}.partial"), time.time()
     for old in folder.parent.glob(f"{mine}*.partial"):  # left by a killed process of this machine
@@ -654,7 +677,7 @@ def open_data(artifacts):
 
 
 class Rows:
-    """Rows of the (N, D) tensor `name` of a safetensors file, read as asked for: memory does not grow with the corpus."""
+    """Rows of an (N, D) float16 tensor in a safetensors file, read as asked for: memory does not grow with the corpus."""
 
     def __init__(self, path, name):
         with open(path, "rb") as file:
@@ -672,7 +695,7 @@ class Rows:
         return torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.float16).view(-1, self.shape[1])
 
 
-# ------------------------------------------------------------------------------------------------ batches
+# ------------------------------------------------------------------------ batches
 
 def plan_batches(table, batch_size, rng=None):
     """Row numbers of each batch. Rows are sorted by length, so padding is rare, and a batch holds as many sub-tokens as
@@ -692,7 +715,8 @@ def plan_batches(table, batch_size, rng=None):
 def collate(rows, device):
     """Pad a batch: input_ids, attention_mask, f (B, T); sentence (M,) and tags (M,) by scored word."""
     B, T = len(rows["length"]), max(rows["length"])
-    ids, attention, f = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.bool)
+    ids, attention = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long)
+    f = torch.zeros(B, T, dtype=torch.bool)
     for b in range(B):
         ids[b, : rows["length"][b]] = torch.tensor(rows["input_ids"][b])
         attention[b, : rows["length"][b]] = 1
@@ -711,9 +735,9 @@ def collate(rows, device):
 
 def epochs(table, n_epochs, batch_size, rng, device, title):
     """(epoch, batch) through training, under a progress bar that counts words."""
-    columns = [c for c in table.column_names if c != "words"]
-    table = table.select_columns(columns)
-    with tqdm(total=n_epochs * sum(map(len, table["first"])), desc=title, unit=" words", leave=False, disable=None) as bar:
+    table = table.select_columns([c for c in table.column_names if c != "words"])
+    words = n_epochs * sum(map(len, table["first"]))
+    with tqdm(total=words, desc=title, unit=" words", leave=False, disable=None) as bar:
         for epoch in range(n_epochs):
             for rows in plan_batches(table, batch_size, rng):
                 batch = collate(table[rows], device)
@@ -764,7 +788,7 @@ def draw_pairs(classes, generator):
     return i, torch.cat([order[equal[has_equal]], order[unequal[has_unequal]]])
 
 
-# ------------------------------------------------------------------------------------------------ encoders and optimisers
+# ------------------------------------------------------------------------ encoders and optimisers
 
 def encoder_size(encoder):
     """base (mBERT and up), small, or tiny: the stages' recipes differ by it."""

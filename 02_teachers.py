@@ -44,8 +44,8 @@ def parse_args(argv=None):
     p.add_argument("--sources", nargs="+", metavar="LANG", help="train these sources' teachers only")
     p.add_argument("--targets", nargs="+", metavar="LANG", help="fill the caches of these targets only")
     p.add_argument("--seeds", nargs="+", type=int, default=[0], help="a teacher for each; students learn from one")
-    p.add_argument("--oracle", action="store_true", help="train `supervised` on the targets' gold labels: an upper bound")
-    p.add_argument("--round", type=data.positive, default=1, help="2, 3, ...: teach the teachers what students found, Eq. (10)")
+    p.add_argument("--oracle", action="store_true", help="train `supervised` on the targets' gold: an upper bound")
+    p.add_argument("--round", type=data.positive, default=1, help="2, 3, ...: teachers learn from students, Eq. (10)")
     # how
     p.add_argument("--lr", type=float, help="peak learning rate; default by encoder size")
     p.add_argument("--epochs", type=data.positive, help="passes over the source")
@@ -56,7 +56,7 @@ def parse_args(argv=None):
     return p.parse_args(argv)
 
 
-# ------------------------------------------------------------------------------------------------ the two teachers
+# ------------------------------------------------------------------------ the two teachers
 
 def recogniser_loss(model, batch, generator):
     """Eq. (1): cross-entropy over the scored words f."""
@@ -77,7 +77,7 @@ def evaluator_loss(model, batch, generator):
 
 
 def train(model, table, loss_of, recipe, seed, title):
-    """Fine-tune `model` on a tagged table; the last step's weights are kept, as in TSL. Returns the mean loss by epoch."""
+    """Fine-tune `model` on a tagged table, keep the last step's weights as TSL does, return the mean loss by epoch."""
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
@@ -125,26 +125,25 @@ def pair_score(model, table, device):
     return {name: round(100 * score.item(), 2) for name, score in scores.items()}
 
 
-# ------------------------------------------------------------------------------------------------ language similarity
+# ------------------------------------------------------------------------ language similarity
 
 @torch.no_grad()
 def sentence_features(encoder, table, device):
     """g: the pooled output of the untuned encoder for every sentence, (N, H).
 
-    An encoder without a trained pooler (one pretrained by masked language modelling alone) gives the mean of its states.
+    An encoder without a trained pooler (pretrained by masked language modelling alone) gives the mean of its states.
     """
     model, info = transformers.AutoModel.from_pretrained(encoder, dtype=torch.float32, output_loading_info=True)
     pooled = any("pooler" in name for name, _ in model.named_parameters()) and not any(
         "pooler" in name for name in info["missing_keys"])
     model.to(device).eval()
-    sums = counts = None
+    N = max(table["sentence"]) + 1
+    sums, counts = torch.zeros(N, model.config.hidden_size), torch.zeros(N, 1)
     for _, batch in data.epochs(table, 1, 64, None, device, "sentence features"):
         with data.autocast(model):
             out = model(batch["input_ids"], batch["attention_mask"])
         mask = batch["attention_mask"].unsqueeze(-1)                             # (B, T, 1)
         g = out.pooler_output if pooled else (out.last_hidden_state * mask).sum(1) / mask.sum(1)  # (B, H)
-        if sums is None:
-            sums, counts = torch.zeros(max(table["sentence"]) + 1, g.shape[1]), torch.zeros(max(table["sentence"]) + 1, 1)
         sums.index_add_(0, batch["row_sentence"].cpu(), g.float().cpu())
         counts.index_add_(0, batch["row_sentence"].cpu(), torch.ones(len(g), 1))
     return sums / counts.clamp_min(1)
@@ -191,7 +190,7 @@ def teacher_weights(scores, tau_rule):
     return a, a.mean(0)
 
 
-# ------------------------------------------------------------------------------------------------ the stage
+# ------------------------------------------------------------------------ the stage
 
 class Stage:
     """What every step needs: flags, data/config.json, the encoder, the device."""
@@ -231,7 +230,8 @@ class Stage:
                 facts["dev"] = {"f1": tag_score(model, self.table(dev), self.tags, self.device)}
             model.save_pretrained(partial)
             transformers.AutoTokenizer.from_pretrained(self.encoder).save_pretrained(partial)
-        print(f"        {name}: loss {facts['loss'][-1]:.4f}" + "".join(f", source dev {k} {v}" for k, v in facts.get("dev", {}).items()))
+        scores = "".join(f", source dev {score} {value}" for score, value in facts.get("dev", {}).items())
+        print(f"        {name}: loss {facts['loss'][-1]:.4f}{scores}")
 
     def cache(self, target, name, teacher=None):
         """Run one teacher once over every word of a target's train and test text."""
@@ -273,11 +273,10 @@ class Stage:
                 model.load_state_dict(state)
                 others = self.teachers_of(target)
                 keep = [self.config["sources"].index(s) for s in others]
+                features = sentence_features(self.encoder, self.table(f"targets/{target}/train"), self.device)
                 with torch.no_grad():
-                    features = {split: sentence_features(self.encoder, self.table(f"targets/{target}/{split}"), self.device)
-                                for split in ("train", "test")}  # fmt: skip
-                    a, w = teacher_weights(model(features["train"])[:, keep], self.args.tau)
-                save_file({"sentence": a.half(), "features": features["train"].half()}, partial / "sentences.safetensors")
+                    a, w = teacher_weights(model(features)[:, keep], self.args.tau)
+                save_file({"sentence": a.half(), "features": features.half()}, partial / "sentences.safetensors")
                 weights = dict(zip(others, w.tolist()))
                 file.with_suffix(".partial").write_text(json.dumps(weights, indent=1))
                 os.replace(file.with_suffix(".partial"), file)
@@ -332,7 +331,8 @@ def main(args):
         for target in stage.targets:
             without = f"-without-{target}" if target in stage.config["sources"] else ""
             others = stage.teachers_of(target)
-            stage.teacher(f"pooled{without}-s{seed}", "recogniser", lambda: [stage.table(f"sources/{s}/train") for s in others],
+            stage.teacher(f"pooled{without}-s{seed}", "recogniser",
+                          lambda: [stage.table(f"sources/{s}/train") for s in others],
                           [stage.of[f"sources/{s}"] for s in others], seed=seed)  # fmt: skip
             stage.cache(target, f"pooled-s{seed}", f"pooled{without}-s{seed}")
             if args.oracle:
@@ -350,8 +350,8 @@ def supervised_table(stage, target):
         raise data.UserError(f"--oracle: target {target} has no gold training tags: drop it from --targets")
     gold = [tag for tags in datasets.load_from_disk(str(folder))["tags"] for tag in tags]
     table = stage.table(f"targets/{target}/train")
-    ids = [[stage.tags.index(t) for t in gold[start: start + len(first)]] for start, first in zip(table["start"], table["first"])]
-    return table.add_column("tags", ids)
+    ids = [stage.tags.index(tag) for tag in gold]
+    return table.add_column("tags", [ids[start: start + len(first)] for start, first in zip(table["start"], table["first"])])
 
 
 if __name__ == "__main__":

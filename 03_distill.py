@@ -64,7 +64,7 @@ def parse_args(argv=None):
                    help="tsl-<source>, mtmt-<source>, " + ", ".join(METHODS))  # fmt: skip
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a student for each")
     p.add_argument("--teacher-seed", type=int, default=0, help="the teachers that every student learns from")
-    p.add_argument("--rounds", type=data.positive, default=1, help="of mtmt: the teachers learn from the student, and again")
+    p.add_argument("--rounds", type=data.positive, default=1, help="of mtmt: teachers learn from the student, and again")
     # how
     p.add_argument("--lambda", dest="lam", type=float, default=1.0, help="weight of the similarity loss in Eq. (9)")
     p.add_argument("--temperature", type=float, default=2.0, help="tau of Eq. (6) in its KL form, tsl-kl")
@@ -76,7 +76,7 @@ def parse_args(argv=None):
     return p.parse_args(argv)
 
 
-# ------------------------------------------------------------------------------------------------ what the teachers say
+# ------------------------------------------------------------------------ what the teachers say
 # K teachers, M words, C tags, P pairs of words (i, j).
 
 def mixture(teacher_logits, weights, tau=1.0):
@@ -120,7 +120,7 @@ def teacher_similarity(vectors, weights, i, j):
     return torch.einsum("kp,pk->p", torch.sigmoid(cos), weights.expand(vectors.shape[1], -1)[i])
 
 
-# ------------------------------------------------------------------------------------------------ the student's loss
+# ------------------------------------------------------------------------ the student's loss
 
 def squared_error(student_logits, p):
     """Eq. (6): ||q - p||^2 of every word, summed over the tags (TSL also divides by C).  (M, C), (M, C)  ->  (M,)"""
@@ -161,11 +161,11 @@ def beta(t):
 
 
 def gamma(p_i, p_j, t):
-    """Eq. (8): 1 - |sigmoid(cos(p_i, p_j)) - t|, how well the two kinds of teacher agree.  (P, C), (P, C), (P,)  ->  (P,)"""
+    """Eq. (8): 1 - |sigmoid(cos(p_i, p_j)) - t|, how well the two teachers agree.  (P, C), (P, C), (P,)  ->  (P,)"""
     return 1 - (torch.sigmoid(F.cosine_similarity(p_i, p_j, dim=-1)) - t).abs()
 
 
-# ------------------------------------------------------------------------------------------------ training
+# ------------------------------------------------------------------------ training
 
 class Teachers:
     """The cached words of one target's teachers, read by slices, and the weights they are mixed with."""
@@ -178,14 +178,15 @@ class Teachers:
         for folder in self.recognisers + self.evaluators:
             config = data.opened(folder, "02_teachers.py")
             if config["tags"] != tags:
-                raise data.UserError(f"{folder}: its tags are {config['tags']}, not {tags}: run python 02_teachers.py --overwrite")
+                raise data.UserError(f"{folder}: tags {config['tags']}, not {tags}: run python 02_teachers.py --overwrite")
             self.inputs[folder.name] = data.fingerprint(config["files"])
         self.method = method
         self.weights = torch.tensor(list(read_weights(artifacts, target, sources, method).values()))     # (K,)
         self.inputs["weights"] = [round(w, 6) for w in self.weights.tolist()]
         if method["weights"] == "sentence":
-            self.inputs["sentences"] = data.fingerprint(data.opened(artifacts / "weights" / target, "02_teachers.py")["files"])
-            self.by_sentence = load_file(artifacts / "weights" / target / "sentences.safetensors")["sentence"].float()
+            folder = artifacts / "weights" / target
+            self.inputs["sentences"] = data.fingerprint(data.opened(folder, "02_teachers.py")["files"])
+            self.by_sentence = load_file(folder / "sentences.safetensors")["sentence"].float()          # (N, K)
         self.logits = [data.Rows(folder / "train.safetensors", "logits") for folder in self.recognisers]
         self.vectors = [data.Rows(folder / "train.safetensors", "vectors") for folder in self.evaluators]
         if method["labels"] == "bea":
@@ -211,7 +212,8 @@ def train(student, table, teachers, method, recipe, args, seed):
     device = next(student.parameters()).device
     data.freeze(student, recipe["freeze"])
     steps = len(data.plan_batches(table, recipe["batch_size"]))
-    optimizer, schedule = data.optimizer_for(student, recipe["lr"], recipe["epochs"] * steps, head_scale=method["head_scale"])
+    total = recipe["epochs"] * steps
+    optimizer, schedule = data.optimizer_for(student, recipe["lr"], total, head_scale=method["head_scale"])
     scaler = torch.amp.GradScaler(device.type, enabled=data.needs_scaler(device))
     names = ["loss", "recognition", *(["similarity", "floor", "alpha", "beta", "gamma"] if method["pairs"] else [])]
     terms = torch.zeros(recipe["epochs"], len(names), device=device)
@@ -227,7 +229,7 @@ def train(student, table, teachers, method, recipe, args, seed):
         loss = ner.mean()
         row = [loss, loss]
         if method["pairs"]:
-            i, j = data.draw_pairs(p.argmax(-1), generator)                      # balanced by predictions, never by gold
+            i, j = data.draw_pairs(p.argmax(-1), generator)                      # (P,) by predictions, never by gold
             t = teacher_similarity(vectors, w, i, j)                             # (P,)
             sim = similarity_loss(h, i, j, t)                                    # (P,)
             a = alpha(p) if method["alpha"] else torch.ones_like(ner)            # (M,)
@@ -235,7 +237,8 @@ def train(student, table, teachers, method, recipe, args, seed):
             g = gamma(p[i], p[j], t) if method["gamma"] else torch.ones_like(t)  # (P,)
             lam = args.lam if method["similarity"] else 0.0
             if len(i):  # a batch of a single word has no pair
-                loss = 0.5 * (g * a[i] * ner[i]).mean() + 0.5 * (g * a[j] * ner[j]).mean() + lam * (g * b * sim).mean()  # (9)
+                # Eq. (9)
+                loss = 0.5 * (g * a[i] * ner[i]).mean() + 0.5 * (g * a[j] * ner[j]).mean() + lam * (g * b * sim).mean()
                 row = [loss, ner.mean(), (sim - entropy(t)).mean(), entropy(t).mean(), a.mean(), b.mean(), g.mean()]
         terms[epoch, : len(row)] += torch.stack(row).detach() / steps
         scaler.scale(loss).backward()
@@ -248,7 +251,7 @@ def train(student, table, teachers, method, recipe, args, seed):
     return [{"epoch": e + 1} | {n: round(x, 5) for n, x in zip(names, row)} for e, row in enumerate(terms.tolist())]
 
 
-# ------------------------------------------------------------------------------------------------ the stage
+# ------------------------------------------------------------------------ the stage
 
 def read_weights(artifacts, target, sources, method):
     """{source: weight} of a target for the sources that teach it; uniform, or Eq. (4) as stage 2 wrote it."""
@@ -294,7 +297,7 @@ class Stage:
         return datasets.load_from_disk(str(self.artifacts / "data" / "targets" / target / split))
 
     def combine(self, target):
-        """Write what the teachers say together of a target's test words: mixture, vote and BEA, as log-probabilities."""
+        """Write what the teachers together say of a target's test words: mixture, vote and BEA, as log-probabilities."""
         tags, (method, sources) = self.config["tags"], resolve("tsl-sim", target, self.config["sources"])
         teachers = Teachers(self.artifacts, target, sources, method, self.args.teacher_seed, "", tags)
         for name in ("ensemble", "vote", "bea"):
@@ -303,8 +306,8 @@ class Stage:
                 continue
             with data.publishing(folder, teachers.inputs, {"tags": tags}) as partial:
                 logits = torch.stack([load_file(f / "test.safetensors")["logits"] for f in teachers.recognisers])
-                p = {"ensemble": lambda: mixture(logits, teachers.weights), "vote": lambda: vote(logits, teachers.weights),
-                     "bea": lambda: bea(logits.argmax(-1), len(tags))}[name]()  # fmt: skip
+                p = bea(logits.argmax(-1), len(tags)) if name == "bea" else (
+                    vote if name == "vote" else mixture)(logits, teachers.weights)
                 save_file({"logits": p.clamp_min(1e-6).log().half()}, partial / "test.safetensors")
 
     def distil(self, target, name, seed, round_=1):
@@ -313,7 +316,7 @@ class Stage:
             return
         (method, sources), suffix = resolved, f"-r{round_}" if round_ > 1 else ""
         name += suffix or self.taught_by
-        teacher_seed = seed if round_ > 1 else self.args.teacher_seed  # later rounds' teachers learned from this student
+        teacher_seed = seed if round_ > 1 else self.args.teacher_seed  # later teachers learned from this student
         teachers = Teachers(self.artifacts, target, sources, method, teacher_seed, suffix, self.config["tags"])
         folder = self.artifacts / "students" / target / f"{name}-s{seed}"
         made_from = {"target": self.config["of"][f"targets/{target}"], "teachers": teachers.inputs, "method": method,
@@ -340,13 +343,14 @@ class Stage:
             save_file({"logits": logits}, partial / "test.safetensors")
             student.save_pretrained(partial)
             transformers.AutoTokenizer.from_pretrained(self.encoder).save_pretrained(partial)
-        print(f"        {target} {folder.name}: " + ", ".join(f"{k} {v:.4f}" for k, v in log[-1].items() if k != "epoch"))
+        terms = ", ".join(f"{term} {value:.4f}" for term, value in log[-1].items() if term != "epoch")
+        print(f"        {target} {folder.name}: {terms}")
 
     def progress(self, target, seed):
         """Eq. (10): stage 2 teaches the teachers what the student found, a new student follows, until little changes."""
         def tags(round_):
-            suffix = f"-r{round_}" if round_ > 1 else ""
-            return load_file(self.artifacts / "students" / target / f"mtmt{suffix}-s{seed}" / "test.safetensors")["logits"].argmax(-1)
+            name = f"mtmt-r{round_}-s{seed}" if round_ > 1 else f"mtmt-s{seed}"
+            return load_file(self.artifacts / "students" / target / name / "test.safetensors")["logits"].argmax(-1)
 
         for round_ in range(2, self.args.rounds + 1):
             command = [sys.executable, str(Path(__file__).with_name("02_teachers.py")), "--round", str(round_),
@@ -372,7 +376,8 @@ def main(args):
         for seed in args.seeds if args.rounds > 1 else []:
             stage.distil(target, "mtmt", seed)
             stage.progress(target, seed)
-    print(f"stage 3 done: {len(stage.targets)} targets x {len(args.methods)} methods x {len(args.seeds)} seeds -> {args.artifacts}")
+    print(f"stage 3 done: {len(stage.targets)} targets, {len(args.methods)} methods, {len(args.seeds)} seeds "
+          f"-> {args.artifacts}")  # fmt: skip
 
 
 if __name__ == "__main__":

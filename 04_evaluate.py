@@ -43,11 +43,11 @@ def parse_args(argv=None):
     p.add_argument("--strict", action="store_true", help="seqeval's strict IOB2 mode; default: as conlleval reads tags")
     p.add_argument("--oracle", action="store_true", help="also `supervised` and `oracle-best-source`, set apart")
     p.add_argument("--predictions", action="store_true", help="write every system's tags as CoNLL files, too")
-    p.add_argument("--score", nargs=2, type=Path, metavar=("GOLD", "PREDICTION"), help="score one CoNLL file against another")
+    p.add_argument("--score", nargs=2, type=Path, metavar=("GOLD", "PREDICTION"), help="score two CoNLL files, no more")
     return p.parse_args(argv)
 
 
-# ------------------------------------------------------------------------------------------------ scoring
+# ------------------------------------------------------------------------ scoring
 
 def entities(sentences, strict):
     """{(type, first word, last word)} of every sentence of tags."""
@@ -68,7 +68,7 @@ def count(gold, predicted, types):
 
 
 def prf(counts):
-    """Precision, recall and F1 in percent from summed counts (..., 3); 0 where nothing was found or nothing is there."""
+    """Precision, recall and F1 in percent from summed counts (..., 3); 0 where nothing was found or is there."""
     correct, predicted, gold = np.moveaxis(np.asarray(counts, dtype=float), -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         scores = np.stack([correct / predicted, correct / gold, 2 * correct / (predicted + gold)], -1)
@@ -93,14 +93,14 @@ def interval(deltas):
     return low, high, min(1.0, 2 * tail)
 
 
-# ------------------------------------------------------------------------------------------------ systems
+# ------------------------------------------------------------------------ systems
 
 def find_systems(artifacts, target, config, oracle):
     """{(method, seed): folder with test logits} of a target, baselines first."""
     found = {}
     logits, students = artifacts / "logits" / target, artifacts / "students" / target
     for folder in sorted(logits.iterdir() if logits.is_dir() else []):
-        name, _, seed = folder.name.partition("-s") if folder.name.startswith(("pooled", "supervised")) else folder.name.rpartition("-s")
+        name, _, seed = folder.name.rpartition("-s")
         if name.startswith("recogniser-") and seed.isdigit():
             found[name.replace("recogniser", "direct"), int(seed)] = folder
         elif name == "pooled":
@@ -113,8 +113,9 @@ def find_systems(artifacts, target, config, oracle):
         name, _, seed = folder.name.rpartition("-s")
         if not folder.name.startswith("."):
             found[name, int(seed)] = folder
-    order = [f"direct-{s}" for s in config["sources"]] + ["direct-pooled", "ensemble", "vote", "bea", "tsl-avg", "tsl-sim", "mtmt"]
-    return dict(sorted(found.items(), key=lambda x: (order.index(x[0][0]) if x[0][0] in order else len(order), x[0])))
+    order = [f"direct-{s}" for s in config["sources"]] + ["direct-pooled", *COMBINED, "tsl-avg", "tsl-sim", "mtmt"]
+    place = {name: number for number, name in enumerate(order)}
+    return dict(sorted(found.items(), key=lambda item: (place.get(item[0][0], len(place)), item[0])))
 
 
 @functools.cache
@@ -133,7 +134,7 @@ def check_fresh(artifacts, target, folder, config):
         cache = artifacts / "logits" / target / name
         stale |= cache.is_dir() and cache_fingerprint(cache) != found
     if stale:
-        raise data.UserError(f"{folder}: made from other data or teachers than there are now: run python {stage} --overwrite")
+        raise data.UserError(f"{folder}: made from other data or teachers than there are: run python {stage} --overwrite")
 
 
 def read_target(artifacts, target, config, oracle=False):
@@ -143,18 +144,19 @@ def read_target(artifacts, target, config, oracle=False):
     for sentence, part in zip(table["sentence"], table["words"]):
         words.setdefault(sentence, []).extend(part)
     words = list(words.values())
-    cuts = np.cumsum([len(w) for w in words])[:-1]
+    cuts = np.cumsum([len(w) for w in words])
     gold_folder = artifacts / "gold" / target / "test"
     gold = list(datasets.load_from_disk(str(gold_folder))["tags"]) if gold_folder.exists() else None
     if gold and [len(g) for g in gold] != [len(w) for w in words]:
-        raise data.UserError(f"{gold_folder}: its word counts differ from the data's: run python 01_data.py --overwrite")
+        raise data.UserError(f"{gold_folder}: word counts differ from the data's: run python 01_data.py --overwrite")
     predicted = {}
     for (method, seed), folder in find_systems(artifacts, target, config, oracle).items():
         check_fresh(artifacts, target, folder, config)
         logits = load_file(folder / "test.safetensors")["logits"]
-        assert len(logits) == sum(map(len, words)), f"{folder}: {len(logits)} predictions for {sum(map(len, words))} words"
+        if len(logits) != cuts[-1]:
+            raise data.UserError(f"{folder}: {len(logits)} predictions for {cuts[-1]} words: run stages 2 and 3 --overwrite")
         tags = np.array(config["tags"])[logits.argmax(-1).numpy()]
-        predicted[method, seed] = [part.tolist() for part in np.split(tags, cuts)]
+        predicted[method, seed] = [part.tolist() for part in np.split(tags, cuts[:-1])]
     return words, gold, predicted
 
 
@@ -169,11 +171,11 @@ def baselines_of(config, target, methods, artifacts):
     return direct, best, [name for name in wanted if name in methods]
 
 
-# ------------------------------------------------------------------------------------------------ tables and figures
+# ------------------------------------------------------------------------ tables and figures
 
-def write_csv(path, rows):
+def write_csv(path, columns, rows):
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
+        writer = csv.DictWriter(file, columns.split(","))
         writer.writeheader()
         writer.writerows({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
@@ -183,7 +185,8 @@ def is_oracle(method):
 
 
 def markdown(header, rows):
-    return ["| " + " | ".join(header) + " |", "|---" * len(header) + "|", *("| " + " | ".join(row) + " |" for row in rows), ""]
+    lines = ["| " + " | ".join(row) + " |" for row in [header, *rows]]
+    return [lines[0], "|---" * len(header) + "|", *lines[1:], ""]
 
 
 def score_cell(scores):
@@ -210,42 +213,53 @@ def summary(results, comparisons, resampled, config, directs, bests, mode):
             f1.setdefault(row["method"], {}).setdefault(row["target"], []).append(row["f1"])
 
     def scores(methods):
-        rows = [[m, *(score_cell(f1[m][t]) if t in f1[m] else "-" for t in targets),
-                 f"{np.mean([np.mean(x) for x in f1[m].values()]):.1f}" if len(f1[m]) == len(targets) else "-"] for m in methods]  # fmt: skip
+        def mean(by_target):
+            return f"{np.mean([np.mean(x) for x in by_target.values()]):.1f}" if len(by_target) == len(targets) else "-"
+
+        rows = [[m, *(score_cell(f1[m][t]) if t in f1[m] else "-" for t in targets), mean(f1[m])] for m in methods]
         return markdown(["method", *targets, "mean"], rows)
 
     def gains(chosen, mean_of=None):
         """A row a method: its gain on every target over the comparisons' own baselines, and on average."""
         by = {}
         for r in chosen:
-            by.setdefault(r["method"], {})[r["target"]] = f"{r['delta_f1']:+.1f} [{r['ci_low']:+.1f}, {r['ci_high']:+.1f}]"
-        rows = [[m, *(cells.get(t, "-") for t in targets), gain_cell(f1, resampled, m, mean_of)] for m, cells in by.items()]
+            cell = f"{r['delta_f1']:+.1f} [{r['ci_low']:+.1f}, {r['ci_high']:+.1f}]"
+            by.setdefault(r["method"], {})[r["target"]] = cell
+        rows = [[m, *(cells.get(t, "-") for t in targets), gain_cell(f1, resampled, m, mean_of)]
+                for m, cells in by.items()]  # fmt: skip
         return markdown(["method", *targets, "mean over targets"], rows)
 
-    lines = ["# Results", "", f"F1 in percent on the targets' test sets, entity level, seqeval, {mode}; mean and, from two seeds on, "
-             "standard deviation over seeds.", ""]  # fmt: skip
+    lines = ["# Results", "", f"F1 in percent on the targets' test sets, entity level, seqeval, {mode}; "
+             "mean and, from two seeds on, standard deviation over seeds.", ""]  # fmt: skip
     if config["synthetic"]:
-        lines += ["**Synthetic languages: these numbers show the machinery at work and say nothing about human languages.**", ""]
+        lines += ["**Synthetic languages: these numbers show the machinery and say nothing about human languages.**", ""]
     lines += scores([m for m in f1 if not is_oracle(m)])
     if any(map(is_oracle, f1)):
-        lines += ["## Oracles: these use target labels, and are bounds, not methods", "", *scores([m for m in f1 if is_oracle(m)])]
+        lines += ["## Oracles: these use target labels, and are bounds, not methods", ""]
+        lines += scores([m for m in f1 if is_oracle(m)])
     direct = [r for r in comparisons if r["baseline"] == directs[r["target"]]]
     lines += [f"## The question: gain over direct transfer ({' and '.join(sorted({*directs.values()}))})", "",
-              "Difference in F1 with its 95 % interval (paired bootstrap over test sentences, seeds pooled).", "", *gains(direct, directs)]  # fmt: skip
+              "Difference in F1 with its 95 % interval (paired bootstrap over test sentences, seeds pooled).", "",
+              *gains(direct, directs)]  # fmt: skip
     for method in [m for m in ("tsl-sim", "mtmt") if m in f1]:
         rows = [r for r in direct if r["method"] == method]
-        lines += [f"`{method}` is above direct transfer on {sum(r['delta_f1'] > 0 for r in rows)} of {len(rows)} targets, with an interval above "
-                  f"zero on {sum(r['ci_low'] > 0 for r in rows)} and below zero on {sum(r['ci_high'] < 0 for r in rows)}.", ""]  # fmt: skip
+        above, sure, worse = (sum(r[k] > 0 for r in rows) if k != "ci_high" else sum(r[k] < 0 for r in rows)
+                              for k in ("delta_f1", "ci_low", "ci_high"))  # fmt: skip
+        lines += [f"`{method}` is above direct transfer on {above} of {len(rows)} targets, with an interval above zero "
+                  f"on {sure} and below zero on {worse}.", ""]  # fmt: skip
     stronger = {name: dict.fromkeys(targets, name) for name in ("direct-pooled", "ensemble", "tsl-sim") if name in f1}
     stronger |= {"best source by weight": bests} if bests else {}
     lines += ["## Gain over stronger baselines, mean over targets", ""]
-    lines += markdown(["method", *stronger], [[m, *(gain_cell(f1, resampled, m, b) for b in stronger.values())] for m in STYLE if m in f1])
+    rows = [[m, *(gain_cell(f1, resampled, m, b) for b in stronger.values())] for m in STYLE if m in f1]
+    lines += markdown(["method", *stronger], rows)
     if bests:
-        lines += ["Best source by weight, chosen without a label: " + ", ".join(f"{b} for {t}" for t, b in bests.items()) + ".", ""]
+        chosen = ", ".join(f"{best} for {target}" for target, best in bests.items())
+        lines += [f"Best source by weight, chosen without a label: {chosen}.", ""]
     ablations = [r for r in comparisons if r["baseline"] == "mtmt" and r["method"].startswith("mtmt-")
                  and r["method"].removeprefix("mtmt-") not in config["sources"]]  # fmt: skip
     if ablations:
-        lines += ["## What each term is worth: difference to `mtmt`", "", *gains(ablations, dict.fromkeys(targets, "mtmt"))]
+        lines += ["## What each term is worth: difference to `mtmt`", ""]
+        lines += gains(ablations, dict.fromkeys(targets, "mtmt"))
     return "\n".join(lines)
 
 
@@ -256,7 +270,7 @@ def draw_gains(results, comparisons, directs, synthetic, path=None):
     import matplotlib.pyplot as plt
 
     targets = list(directs)
-    gain = {(r["target"], r["method"]): r for r in comparisons if r["baseline"] == directs[r["target"]] and r["method"] in STYLE}
+    gain = {(r["target"], r["method"]): r for r in comparisons if r["baseline"] == directs[r["target"]]}
     methods = [m for m in STYLE if any((t, m) in gain for t in targets)]
     f1 = {}
     for row in results:
@@ -269,7 +283,8 @@ def draw_gains(results, comparisons, directs, synthetic, path=None):
             y, r = row * (len(methods) + 1) + k, gain[target, method]
             base = np.mean(f1[target, directs[target]])
             axes.plot([r["ci_low"], r["ci_high"]], [y, y], color=colour, linewidth=2)
-            axes.plot(np.array(f1[target, method]) - base, [y] * len(f1[target, method]), ".", color="black", markersize=3, zorder=3)
+            seeds = np.array(f1[target, method]) - base
+            axes.plot(seeds, [y] * len(seeds), ".", color="black", markersize=3, zorder=3)
             axes.plot(r["delta_f1"], y, marker, color=colour, markersize=6, label=method)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks([row * (len(methods) + 1) + (len(methods) - 1) / 2 for row in range(len(targets))],
@@ -287,16 +302,17 @@ def draw_gains(results, comparisons, directs, synthetic, path=None):
     return figure
 
 
-# ------------------------------------------------------------------------------------------------ the stage
+# ------------------------------------------------------------------------ the stage
 
 def score_files(gold_path, predicted_path, strict):
     """Score one CoNLL file against another: sentences must agree in length, tags are read as they stand."""
     (gold, _), (predicted, _) = data.read_conll(gold_path), data.read_conll(predicted_path)
     for number, (g, p) in enumerate(itertools.zip_longest(gold, predicted, fillvalue=([], [])), start=1):
         if len(g[0]) != len(p[0]):
-            raise data.UserError(f"{predicted_path}: sentence {number} has {len(p[0])} words, {len(g[0])} in {gold_path}: score the same text")
+            raise data.UserError(f"{predicted_path}: sentence {number} has {len(p[0])} words, {len(g[0])} in {gold_path}: "
+                                 "score the same text")  # fmt: skip
     if changed := [(a, b) for g, p in zip(gold, predicted) for a, b in zip(g[0], p[0]) if a != b]:
-        print(f"note: {len(changed)} words are spelled differently in the two files, the first {changed[0][0]!r} and {changed[0][1]!r}")
+        print(f"note: {len(changed)} words are spelled differently in the two files, first {changed[0]}")
     gold, predicted = [t for _, t in gold], [t for _, t in predicted]
     if None in gold or None in predicted:
         raise data.UserError(f"{gold_path if None in gold else predicted_path}: it has no tags: give every word one")
@@ -317,7 +333,7 @@ def main(args):
     for target in config["targets"]:
         words, gold, predicted = read_target(args.artifacts, target, config, args.oracle)
         if not predicted:
-            raise data.UserError(f"target {target}: no system to score: run python 02_teachers.py and 03_distill.py first")
+            raise data.UserError(f"target {target}: no system to score: run python 02_teachers.py first")
         if args.predictions or not gold:
             predictions |= {(target, *system): (words, tags) for system, tags in predicted.items()}
         if not gold:
@@ -336,7 +352,8 @@ def main(args):
                 row = {"target": target, "method": method, "seed": seed}
                 for kind, sums in [("micro", table.sum((0, 1))), *zip(types, table.sum(0))]:
                     precision, recall, f1 = prf(sums).tolist()
-                    results.append(row | {"type": kind, "precision": precision, "recall": recall, "f1": f1, "support": int(sums[2])})
+                    scores = {"precision": precision, "recall": recall, "f1": f1, "support": int(sums[2])}
+                    results.append(row | {"type": kind, **scores})
                 for name, (low, high) in LENGTHS.items():
                     sums = table[(size >= low) & (size <= high)].sum((0, 1))
                     if sums[2]:
@@ -359,8 +376,9 @@ def main(args):
             pairs = ("\n".join(f"{w}\t{t}" for w, t in zip(*sentence)) for sentence in zip(words, tags))
             path.write_text("\n\n".join(pairs) + "\n", encoding="utf-8")
         if results:
-            for name, rows in (("results", results), ("comparisons", comparisons), ("lengths", lengths)):
-                write_csv(folder / f"{name}.csv", rows)
+            write_csv(folder / "results.csv", "target,method,seed,type,precision,recall,f1,support", results)
+            write_csv(folder / "comparisons.csv", "target,method,baseline,delta_f1,ci_low,ci_high,p", comparisons)
+            write_csv(folder / "lengths.csv", "target,method,seed,length,f1,support", lengths)
             text = summary(results, comparisons, resampled, config, directs, bests, mode)
             (folder / "results.md").write_text(text, encoding="utf-8")
             (folder / "figures").mkdir()

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import ROOT, must, stage
+from conftest import ROOT, TINY, data, must
 
 RESULTS = ["target", "method", "seed", "type", "precision", "recall", "f1", "support"]
 COMPARISONS = ["target", "method", "baseline", "delta_f1", "ci_low", "ci_high", "p"]
@@ -35,7 +34,6 @@ def rows(path):
 
 def to_conll(folder, languages, change=lambda lang, split, words, tags: tags):
     """Write toy languages as CoNLL files, their tags changed on the way."""
-    from conftest import data
     for lang in languages:
         (folder / lang).mkdir(parents=True, exist_ok=True)
         for split, sentences in data.toy_corpus(lang, 0).items():
@@ -102,15 +100,14 @@ def test_a_second_run_keeps_everything(toy, tmp_path):
     assert bits(artifacts) == before
 
 
-def test_gold_gone_or_scrambled_and_target_tags_replaced_leave_every_bit_as_it_was(tmp_path):
+def test_with_gold_gone_and_target_tags_replaced_every_bit_is_as_it_was(tmp_path):
     """The leak guard, with a target that is also a source, for both kinds of method and every use of teachers."""
     languages, flags = ["qaa", "qab", "qac"], ["--sources", "qaa", "qab", "--targets", "qac", "qab", "--max-length", "32"]
-    methods = ["--methods", "tsl-sim", "tsl-sentence", "tsl-vote", "tsl-bea", "tsl-hard", "tsl-kl", "mtmt", "mtmt-nogamma", "mtmt-teacherhead", "--rounds", "2"]
+    methods = ["--methods", "tsl-sentence", "tsl-vote", "tsl-bea", "tsl-hard", "tsl-kl", "mtmt", "mtmt-teacherhead", "--rounds", "2"]
     plain = lambda lang, split, words, tags: tags
     blank = lambda lang, split, words, tags: ["O"] * len(tags) if lang == "qac" else tags
-    noise = lambda lang, split, words, tags: tags[1:] + tags[:1] if lang == "qac" else tags
     found = []
-    for name, change in (("plain", plain), ("blank", blank), ("noise", noise)):
+    for name, change in (("plain", plain), ("blank", blank)):
         corpus, artifacts = to_conll(tmp_path / f"{name}-corpus", languages, change), tmp_path / name
         must("01_data.py", artifacts, "--data-dir", corpus, "--encoder", "scratch", *flags)
         if name == "blank":
@@ -118,98 +115,93 @@ def test_gold_gone_or_scrambled_and_target_tags_replaced_leave_every_bit_as_it_w
         must("02_teachers.py", artifacts)
         must("03_distill.py", artifacts, *methods)
         found.append(bits(artifacts))
-    assert found[0] == found[1] == found[2] and len(found[0]) > 40
+    assert found[0] == found[1] and len(found[0]) > 40
     assert not any("logits/qab" in name and "qab-s" in name for name in found[0])   # its own teacher never serves it
 
 
-def test_the_leak_guard_sees_a_planted_leak(tmp_path):
-    """A copy of stage 3 that peeks at gold must come out different when gold does."""
-    corpus = to_conll(tmp_path / "corpus", ["qaa", "qab", "qac"])
-    code = (ROOT / "03_distill.py").read_text().replace(
-        "        p, vectors, w = teachers.look_up(batch, device, tau)",
-        "        p, vectors, w = teachers.look_up(batch, device, tau)\n"
-        "        gold = sum(datasets.load_from_disk(str(args.artifacts / 'gold/qac/train'))['tags'][:], [])\n"
-        "        p = p * (1.0 + gold.count('O') / len(gold))", 1)  # fmt: skip
-    assert "gold.count" in code
-    for name in ("01_data.py", "02_teachers.py"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    (tmp_path / "03_distill.py").write_text(code)
-    found = []
-    for name, change in (("a", lambda *x: x[3]), ("b", lambda lang, s, w, tags: ["O"] * len(tags) if lang == "qac" else tags)):
-        artifacts = tmp_path / name
-        must("01_data.py", artifacts, "--data-dir", to_conll(corpus, ["qac"], change), "--encoder", "scratch", "--sources", "qaa", "qab", "--targets", "qac")
-        must("02_teachers.py", artifacts)
-        command = [sys.executable, "03_distill.py", "--artifacts", str(artifacts), "--epochs", "1", "--seeds", "0", "--methods", "tsl-sim"]
-        subprocess.run(command, cwd=tmp_path, check=True)
-        found.append(bits(artifacts, "students/**/*.safetensors"))
-    assert found[0] != found[1]
-
-
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path, toy):
-    again = tmp_path / "again"
-    must("01_data.py", again)
-    must("02_teachers.py", again, "--sources", "qaa", "qba")
-    first = bits(toy)
-    assert all(first[name] == value for name, value in bits(again).items() if name in first) and bits(again)
-    must("02_teachers.py", again, "--sources", "qaa", "--seeds", "1", "--targets", "qac")
-    logits = [load_file(again / f"logits/qac/recogniser-qaa-s{s}/test.safetensors")["logits"] for s in (0, 1)]
+def test_an_array_of_jobs_gives_the_bits_of_one_run_and_another_seed_gives_others(toy, tmp_path):
+    """All four languages' pieces made anew, two processes at a time, in the same folder."""
+    artifacts = tmp_path / "a"
+    must("01_data.py", artifacts)
+    start = lambda script, *flags: subprocess.Popen([sys.executable, script, "--artifacts", artifacts, *TINY[script], *flags],
+                                                    cwd=ROOT, stdout=subprocess.DEVNULL)  # fmt: skip
+    jobs = [start("02_teachers.py", "--sources", *s) for s in (["qaa", "qab"], ["qba", "qbb"])]
+    assert [job.wait() for job in jobs] == [0, 0]
+    must("02_teachers.py", artifacts)
+    jobs = [start("03_distill.py", "--methods", "tsl-sim", "--targets", t) for t in ("qac", "qbc")]
+    assert [job.wait() for job in jobs] == [0, 0]
+    one, many = bits(toy), bits(artifacts)
+    assert all(one[name] == value for name, value in many.items()) and len(many) > 40
+    assert not list(artifacts.rglob("*.partial"))
+    must("03_distill.py", artifacts, "--methods", "tsl-sim", "--targets", "qac", "--seeds", "1")
+    logits = [load_file(artifacts / f"students/qac/tsl-sim-s{s}/test.safetensors")["logits"] for s in (0, 1)]
     assert not torch.equal(*logits)
 
 
-def test_pieces_made_by_an_array_of_jobs_equal_those_of_one_run(toy, tmp_path):
-    artifacts = tmp_path / "a"
-    must("01_data.py", artifacts)
-    jobs = [subprocess.Popen([sys.executable, "02_teachers.py", "--epochs", "1", "--artifacts", artifacts, "--sources", *s],
-                             cwd=ROOT, stdout=subprocess.DEVNULL) for s in (["qaa", "qab"], ["qba", "qbb"])]  # fmt: skip
-    assert [job.wait() for job in jobs] == [0, 0]
-    must("02_teachers.py", artifacts)
-    jobs = [subprocess.Popen([sys.executable, "03_distill.py", "--epochs", "1", "--seeds", "0", "--methods", "tsl-sim", "--artifacts", artifacts, "--targets", t],
-                             cwd=ROOT, stdout=subprocess.DEVNULL) for t in ("qac", "qbc")]  # fmt: skip
-    assert [job.wait() for job in jobs] == [0, 0]
-    one = bits(toy)
-    assert all(one[name] == value for name, value in bits(artifacts).items())
-    assert not list(artifacts.rglob("*.partial"))
+# ------------------------------------------------------------------------ odd data
 
-
-def test_raw_text_without_a_label_comes_out_tagged(tmp_path):
-    corpus = to_conll(tmp_path / "corpus", ["qaa", "qab"])
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """A source with one entity type, a target with a 600-word sentence, a target of raw text without a label."""
+    folder = tmp_path_factory.mktemp("odd")
+    only_people = lambda lang, split, words, tags: [t if t.endswith("PER") else "O" for t in tags] if lang == "qaa" else tags
+    corpus = to_conll(folder / "corpus", ["qaa", "qab", "qac"], only_people)
+    (corpus / "qac" / "test.txt").write_text("\n".join(f"{w} {t}" for w, t in LONG) + "\n")
     (corpus / "new").mkdir()
     (corpus / "new" / "text.txt").write_text("Anna ditu le pona.\n\nKala, ne Oslo!\n" * 20)
-    artifacts = tmp_path / "a"
-    must("01_data.py", artifacts, "--data-dir", corpus, "--sources", "qaa", "qab", "--targets", "new", "--encoder", "scratch")
-    must("02_teachers.py", artifacts)
-    must("03_distill.py", artifacts, "--methods", "mtmt")
-    must("04_evaluate.py", artifacts)
-    lines = (artifacts / "results/predictions/new/mtmt-s0.txt").read_text().split("\n")
+    must("01_data.py", folder / "a", "--data-dir", corpus, "--sources", "qaa", "qab", "--targets", "qac", "new", "--encoder", "scratch")
+    must("02_teachers.py", folder / "a")
+    must("03_distill.py", folder / "a", "--methods", "tsl-sim", "mtmt")
+    must("04_evaluate.py", folder / "a", "--predictions")
+    return folder / "a"
+
+
+LONG = [pair for words, tags in data.toy_corpus("qac", 0)["train"] for pair in zip(words, tags)][:600]
+
+
+def test_a_600_word_sentence_gets_600_tags(odd):
+    lines = (odd / "results/predictions/qac/tsl-sim-s0.txt").read_text().split()
+    assert lines[::2] == [word for word, _ in LONG] and len(lines[1::2]) == 600
+
+
+def test_raw_text_without_a_label_comes_out_tagged(odd):
+    lines = (odd / "results/predictions/new/mtmt-s0.txt").read_text().split("\n")
     assert [line.split("\t")[0] for line in lines[:6]] == ["Anna", "ditu", "le", "pona", ".", ""]
-    assert all(line.split("\t")[1] in ("O",) or line.split("\t")[1][:2] in ("B-", "I-") for line in lines if line)
+    assert all(line.split("\t")[1] in ("O", "B-PER", "I-PER") for line in lines if line)
 
 
-def test_a_600_word_sentence_gets_600_tags(tmp_path):
-    corpus = to_conll(tmp_path / "corpus", ["qaa", "qab", "qac"])
-    words = sum((s[0] for s in __import__("conftest").data.toy_corpus("qac", 0)["train"]), [])[:600]
-    (corpus / "qac" / "test.txt").write_text("\n".join(f"{w} O" for w in words) + "\n")
-    artifacts = tmp_path / "a"
-    must("01_data.py", artifacts, "--data-dir", corpus, "--sources", "qaa", "qab", "--targets", "qac", "--encoder", "scratch")
-    must("02_teachers.py", artifacts)
-    must("03_distill.py", artifacts, "--methods", "tsl-sim")
-    must("04_evaluate.py", artifacts, "--predictions")
-    lines = (artifacts / "results/predictions/qac/tsl-sim-s0.txt").read_text().split()
-    assert lines[::2] == words and len(lines[1::2]) == 600
+def test_types_that_one_source_lacks_are_dropped_and_named(odd):
+    assert json.loads((odd / "data/config.json").read_text())["tags"] == ["O", "B-PER", "I-PER"]
+    assert any("LOC" in row["dropped"] for row in rows(odd / "report.csv") if row["language"] == "qab")
 
 
-def test_a_target_without_a_predicted_entity_and_a_source_of_one_type_run_through(tmp_path):
-    only = lambda lang, split, words, tags: [t if t.endswith("PER") else "O" for t in tags] if lang == "qaa" else tags
-    corpus = to_conll(tmp_path / "corpus", ["qaa", "qac"], only)
-    artifacts = tmp_path / "a"
-    must("01_data.py", artifacts, "--data-dir", corpus, "--sources", "qaa", "--targets", "qac", "--encoder", "scratch", "--limit", "8")
-    assert json.loads((artifacts / "data/config.json").read_text())["tags"] == ["O", "B-PER", "I-PER"]
-    must("02_teachers.py", artifacts)
-    must("03_distill.py", artifacts, "--methods", "mtmt", "tsl-sim")
-    logits = load_file(artifacts / "logits/qac/ensemble/test.safetensors")["logits"]
+def test_a_target_without_a_predicted_entity_is_scored_and_flagged(odd):
+    logits = load_file(odd / "logits/qac/ensemble/test.safetensors")["logits"]
     assert (logits.argmax(-1) == 0).all()                                        # barely trained: it says O everywhere
-    must("04_evaluate.py", artifacts)
-    assert "failed" in (artifacts / "results/results.md").read_text()
+    assert "failed" in (odd / "results/results.md").read_text()
+
+
+def test_the_leak_guard_sees_a_planted_leak(odd, tmp_path):
+    """A copy of stage 3 that peeks at gold must come out different when gold does."""
+    code = (ROOT / "03_distill.py").read_text()
+    peek = code.replace("        p, vectors, w = teachers.look_up(batch, device, tau)", "        gold = sum(datasets.load_from_disk("
+                        "str(args.artifacts / 'gold/qac/train'))['tags'][:], [])\n        p, vectors, w = teachers.look_up(batch, device, tau)\n"
+                        "        p = p * (1 + gold.count('O') / len(gold))", 1)  # fmt: skip
+    assert peek != code
+    shutil.copy(ROOT / "01_data.py", tmp_path)
+    (tmp_path / "03_distill.py").write_text(peek)
+    found = []
+    for blank in (False, True):
+        artifacts = shutil.copytree(odd, tmp_path / f"blank-{blank}")
+        shutil.rmtree(artifacts / "students")
+        if blank:
+            tags = [["O"] * len(t) for t in datasets.load_from_disk(str(artifacts / "gold/qac/train"))["tags"]]
+            shutil.rmtree(artifacts / "gold/qac/train")
+            datasets.Dataset.from_dict({"tags": tags}).save_to_disk(artifacts / "gold/qac/train")
+        command = [sys.executable, "03_distill.py", "--artifacts", artifacts, *TINY["03_distill.py"], "--methods", "tsl-sim", "--targets", "qac"]
+        subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+        found.append(bits(artifacts, "students/**/*.safetensors"))
+    assert found[0] and found[0] != found[1]
 
 
 def test_control_c_leaves_no_half_written_piece(tmp_path):
