@@ -51,7 +51,7 @@ SHARED = {"weights": "similarity", "labels": "soft", "loss": "mse", "pairs": Fal
 RECIPES = {  # by size of the encoder; base is TSL's student (Wu et al. 2020, Sec. 4.1)
     "base": {"lr": 1e-4, "epochs": 3, "batch_size": 32, "freeze": 3},
     "small": {"lr": 6e-4, "epochs": 2, "batch_size": 16, "freeze": 0},
-    "tiny": {"lr": 2e-3, "epochs": 5, "batch_size": 16, "freeze": 0},
+    "tiny": {"lr": 3e-3, "epochs": 5, "batch_size": 32, "freeze": 0},
 }
 SETTLED = 0.02  # progressive rounds stop when fewer entity words than this change their tag
 
