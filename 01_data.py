@@ -645,7 +645,9 @@ def publishing(folder, made_from, facts=()):
     mine = f".{folder.name}.{socket.gethostname()}-"
     partial, begun = folder.with_name(f"{mine}{os.getpid()}.partial"), time.time()
     for old in folder.parent.glob(f"{mine}*.partial"):  # left by a killed process of this machine
-        if not Path(f"/proc/{old.name.split('-')[-1].split('.')[0]}").exists():
+        try:
+            os.kill(int(old.name.split("-")[-1].split(".")[0]), 0)
+        except ProcessLookupError:
             shutil.rmtree(old)
     partial.mkdir(parents=True)
     try:

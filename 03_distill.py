@@ -263,9 +263,9 @@ def read_weights(artifacts, target, sources, method):
     except FileNotFoundError:
         raise data.UserError(f"{path}: missing: run python 02_teachers.py first") from None
     except (ValueError, KeyError, TypeError):
-        raise data.UserError(f"{path}: damaged: run python 02_teachers.py --overwrite") from None
+        raise data.UserError(f"{path}: damaged: remove it and run python 02_teachers.py") from None
     if min(weights.values()) < 0 or abs(sum(weights.values()) - 1) > 1e-3:
-        raise data.UserError(f"{path}: weights must be positive with sum 1: run python 02_teachers.py --overwrite")
+        raise data.UserError(f"{path}: weights must be positive with sum 1: remove it and run python 02_teachers.py")
     return weights
 
 

@@ -284,14 +284,14 @@ def draw_gains(results, comparisons, directs, synthetic, path=None):
             base = np.mean(f1[target, directs[target]])
             axes.plot([r["ci_low"], r["ci_high"]], [y, y], color=colour, linewidth=2)
             seeds = np.array(f1[target, method]) - base
-            axes.plot(seeds, [y] * len(seeds), ".", color="black", markersize=3, zorder=3)
+            axes.plot(seeds, [y + 0.35] * len(seeds), ".", color="black", markersize=3)
             axes.plot(r["delta_f1"], y, marker, color=colour, markersize=6, label=method)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks([row * (len(methods) + 1) + (len(methods) - 1) / 2 for row in range(len(targets))],
                     [f"{t}\n({directs[t]} {np.mean(f1[t, directs[t]]):.1f})" for t in targets])  # fmt: skip
     axes.invert_yaxis()
     axes.set_xlabel("gain in F1 over direct transfer (points), with 95 % interval; dots: seeds")
-    axes.set_title("Synthetic languages" if synthetic else "Gain over direct transfer", fontsize=10)
+    axes.set_title("Gain over direct transfer" + " (synthetic languages)" * synthetic, fontsize=10)
     axes.grid(axis="x", linewidth=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
