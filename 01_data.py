@@ -7,14 +7,16 @@
 Reads   the toy generator, hub data sets, or CoNLL files (first column the word, last the tag).
 Writes  artifacts/data/sources/<lang>/{train,dev}   windows with tags
         artifacts/data/targets/<lang>/{train,test}  windows WITHOUT tags
-        artifacts/gold/<lang>                       the targets' tags: stage 4 alone opens this folder
+        artifacts/gold/<lang>                       the targets' tags: for stage 4, and stage 2 under --oracle
         artifacts/encoder/                          with --encoder scratch: a small BERT pretrained on the text
         artifacts/report.csv                        what the data doctor counted and repaired
 
-The last part of this file is what later stages borrow: how an artifact is published, opened and read in batches.
+The second half of this file is what later stages borrow: how mistakes are told (UserError, Parser), how an artifact is
+published, opened and read in batches, and how an encoder is loaded.
 """
 
 import argparse
+import bisect
 import contextlib
 import csv
 import errno
@@ -38,6 +40,7 @@ import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 transformers.logging.set_verbosity_error()
@@ -53,10 +56,11 @@ PRESETS = {  # hub data: languages used when no flag names them
     "masakhaner": {"sources": ["hau", "swa", "yor"], "targets": ["kin", "pcm", "ibo", "xho"]},
     "conll": {"sources": ["en"], "targets": ["es", "nl"]},
 }
-P7 = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"]
+PER_ORG_LOC = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"]
 HUB_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 EXPORT = "hf://datasets/{}@refs%2Fconvert%2Fparquet/{}/{}/0000.parquet"  # the hub's Parquet copy of a data set
-HUB_TAGS = {"wikiann": P7, "masakhaner": [*P7, "B-DATE", "I-DATE"], "conll": [*P7, "B-MISC", "I-MISC"]}
+HUB_TAGS = {"wikiann": PER_ORG_LOC, "masakhaner": [*PER_ORG_LOC, "B-DATE", "I-DATE"],
+            "conll": [*PER_ORG_LOC, "B-MISC", "I-MISC"]}  # fmt: skip
 REPAIRS = ("docstart", "crlf", "bom", "spaces", "empty", "zero_width")  # what the data doctor counts beside tags
 TOY_SENTENCES = {"train": 800, "dev": 100, "test": 300}
 SCRATCH = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256)
@@ -75,7 +79,7 @@ def parse_args(argv=None):
     # how to encode it
     p.add_argument("--encoder", help=f"folder, hub name, or 'scratch'; default: scratch for the toy, else {MBERT}")
     p.add_argument("--max-length", type=positive, default=128, help="sub-tokens a window, as in TSL; no word is lost")
-    p.add_argument("--seed", type=int, default=0, help="of the toy's languages and of the scratch encoder")
+    p.add_argument("--seed", type=seed, default=0, help="of the toy's languages and of the scratch encoder")
     common_flags(p)
     args = p.parse_args(argv)
     if args.preset and args.data_dir:
@@ -189,17 +193,10 @@ def read_conll(path):
 
 
 def tag_scheme(tag_lists):
-    """Name the scheme: IOBES (or BILOU), IOB1 (B- only between neighbours of one type), or IOB2."""
-    opening_i = opening_b = neighbour_b = False
-    for tags in tag_lists:
-        if any(tag[0] in "ESLUM" for tag in tags):
-            return "IOBES"
-        for before, tag in zip(["O", *tags], tags):
-            same = before[2:] == tag[2:] and before != "O"
-            opening_i |= tag[0] == "I" and not same
-            opening_b |= tag[0] == "B" and not same
-            neighbour_b |= tag[0] == "B" and same
-    return "IOB1" if opening_i and not opening_b else "IOB2"
+    """Name the scheme: IOBES (or BILOU), IOB1 (I- opens entities, B- only splits neighbours of one type), or IOB2."""
+    prefixes = {tag[0] for tags in tag_lists for tag in tags}
+    opening = {tag[0] for tags in tag_lists for before, tag in zip(["O", *tags], tags) if tag[2:] not in ("", before[2:])}
+    return "IOBES" if prefixes & set("ESLUM") else "IOB1" if "I" in opening and "B" not in opening else "IOB2"
 
 
 def to_iob2(tags):
@@ -234,9 +231,11 @@ def read_folder(folder, lang, splits):
     """{split: (sentences, repairs)} of DIR/<lang>. A target may come as raw text.txt, a sentence a line."""
     if not (folder / lang).is_dir():
         raise UserError(f"{folder / lang}: no such folder for language {lang}: --data-dir needs DIR/<lang>/train.txt")
-    if splits == {"train", "test"} and (raw := folder / lang / "text.txt").is_file():
+    raw = folder / lang / "text.txt"
+    if splits == {"train", "test"} and raw.is_file() and not raw.with_name("test.txt").is_file():
         split_words = pre_tokenizers.BertPreTokenizer().pre_tokenize_str
-        lines = [[w for w, _ in split_words(line)] for line in raw.read_text("utf-8-sig").splitlines() if line.strip()]
+        with explained(f"{raw}: not UTF-8", "convert the file, e.g. with iconv"):
+            lines = [[w for w, _ in split_words(line)] for line in raw.read_text("utf-8-sig").split("\n") if line.strip()]
         if not lines:
             raise UserError(f"{raw}: no sentences in it: put one on each line")
         return {split: ([(words, None) for words in lines if words], Counter()) for split in splits}
@@ -250,26 +249,25 @@ def read_hub(preset, lang, splits):
         "masakhaner": ("masakhane/masakhaner2", lang),
         "conll": ("eriktks/conll2003", "conll2003") if lang == "en" else ("eriktks/conll2002", lang),
     }[preset]  # fmt: skip
-    try:
+    remedy = ("check the language, log in with `hf auth login` if the set asks for it, or work offline: "
+              "the toy (no flags) or --data-dir DIR --encoder scratch")  # fmt: skip
+    with explained(f"--preset {preset}, language {lang}: cannot load it from the hub", remedy):
         if preset == "wikiann":
             corpus = datasets.load_dataset(repo, folder)
         else:
             files = {HUB_SPLITS[split]: EXPORT.format(repo, folder, HUB_SPLITS[split]) for split in splits}
             corpus = datasets.load_dataset("parquet", data_files=files)
-        tables = {split: corpus[HUB_SPLITS[split]] for split in splits}
-        tag_features = {split: table.features["ner_tags"].feature for split, table in tables.items()}
-        names = {split: getattr(feature, "names", HUB_TAGS[preset]) for split, feature in tag_features.items()}
-        if changed := {*itertools.chain(*names.values())} ^ {*HUB_TAGS[preset]}:
-            raise ValueError(f"tags have changed: {sorted(changed)}")
-        if empty := [split for split, t in tables.items() if not any(t["tokens"])]:
-            raise ValueError(f"no sentences in its {empty[0]} split")
-        return {split: ([(words, [names[split][tag] for tag in tags]) for words, tags in zip(t["tokens"], t["ner_tags"])
-                         if words], Counter()) for split, t in tables.items()}  # fmt: skip
-    except Exception as error:  # the hub, the network and changed data fail in too many ways to list
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"--preset {preset}, language {lang}: cannot load it from the hub ({why}): check the language, "
-                        "log in with `hf auth login` if the set asks for it, or work offline: the toy (no flags) or "
-                        "--data-dir DIR --encoder scratch") from None  # fmt: skip
+        out = {}
+        for split in splits:
+            table = corpus[HUB_SPLITS[split]]
+            names = getattr(table.features["ner_tags"].feature, "names", HUB_TAGS[preset])
+            if changed := {*names} ^ {*HUB_TAGS[preset]}:
+                raise ValueError(f"tags have changed: {sorted(changed)}")
+            pairs = zip(table["tokens"], table["ner_tags"])
+            out[split] = ([(words, [names[t] for t in tags]) for words, tags in pairs if words], Counter())
+            if not out[split][0]:
+                raise ValueError(f"no sentences in its {split} split")
+        return out
 
 
 def choose_languages(args):
@@ -278,7 +276,7 @@ def choose_languages(args):
     if args.data_dir:
         if not args.data_dir.is_dir():
             raise UserError(f"--data-dir {args.data_dir}: no such folder")
-        everything = sorted(d.name for d in args.data_dir.iterdir() if d.is_dir())
+        everything = sorted(d.name for d in args.data_dir.iterdir() if d.is_dir() and d.name[0] != ".")
         defaults = {"sources": [x for x in everything if x not in (args.targets or [])],
                     "targets": [x for x in everything if x not in (args.sources or [])]}  # fmt: skip
     sources = list(dict.fromkeys(args.sources or defaults["sources"]))
@@ -319,7 +317,7 @@ def shared_types(corpora, sources, wanted):
     if not shared:
         detail = "; ".join(f"{s}: {' '.join(sorted(types)) or 'none'}" for s, types in found.items())
         raise UserError(f"no entity type is shared by all sources ({detail}): choose other --sources")
-    return sorted(wanted or shared)
+    return sorted(set(wanted or shared))
 
 
 def harmonise(corpora, report, types):
@@ -337,18 +335,13 @@ def harmonise(corpora, report, types):
 
 # ------------------------------------------------------------------------ words to sub-tokens
 
-def unreachable(encoder, error):
-    why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return UserError(f"--encoder {encoder}: cannot load its configuration or tokenizer ({why}): name a folder, "
-                     "a hub model that can be reached, or 'scratch'")  # fmt: skip
+ENCODER_REMEDY = "name a folder, a hub model that can be reached, or 'scratch'"
 
 
 def load_tokenizer(encoder):
     """The encoder's fast tokenizer: only those know which word a sub-token came from."""
-    try:
+    with explained(f"--encoder {encoder}: cannot load its tokenizer", ENCODER_REMEDY):
         tokenizer = transformers.AutoTokenizer.from_pretrained(encoder, add_prefix_space=True)
-    except Exception as error:
-        raise unreachable(encoder, error) from None
     empty = len(tokenizer) <= len(set(tokenizer.all_special_ids))  # what a folder without tokenizer files loads as
     if not tokenizer.is_fast or empty:
         raise UserError(f"--encoder {encoder}: it has no fast tokenizer: choose an encoder with a tokenizer.json")
@@ -360,17 +353,13 @@ def cut(lengths, capacity):
 
     lengths: sub-tokens of each word, none above capacity  ->  [(start, stop, first_scored, last_scored + 1)] in words
     """
+    ahead = [0, *itertools.accumulate(lengths)]  # sub-tokens before each word
     spans, start, stop = [], 0, 0
     while stop < len(lengths):
-        used = 0
-        while stop < len(lengths) and used + lengths[stop] <= capacity:
-            used, stop = used + lengths[stop], stop + 1
+        stop = bisect.bisect_right(ahead, ahead[start] + capacity) - 1  # as many words as fit
         spans.append((start, stop))
-        if stop < len(lengths):  # step back a quarter of a window
-            start, overlap = stop, 0
-            while start > spans[-1][0] + 1 and overlap + lengths[start - 1] <= capacity // 4:
-                start, overlap = start - 1, overlap + lengths[start - 1]
-            stop = start
+        room = min(capacity // 4, capacity - lengths[stop]) if stop < len(lengths) else 0
+        start = max(start + 1, bisect.bisect_left(ahead, ahead[stop] - room))  # back a quarter, the next word must fit
     borders = [0, *((a[1] + b[0] + 1) // 2 for a, b in itertools.pairwise(spans)), len(lengths)]
     return [(*span, *scored) for span, scored in zip(spans, itertools.pairwise(borders))]
 
@@ -441,13 +430,14 @@ def pretrain(texts, seed, device):
     steps = SCRATCH_EPOCHS * len(plan_batches(table, 32))
     optimizer, schedule = optimizer_for(model, SCRATCH_LR, steps)
     for _, batch in epochs(table, SCRATCH_EPOCHS, 32, rng, device, "masked language model"):
-        ids, f = batch["input_ids"], batch["input_ids"] > 4                     # (B, T), not the special tokens
-        chosen, dice = f & (torch.rand(ids.shape, device=device) < 0.15), torch.rand(ids.shape, device=device)
-        masked = ids.where(~chosen | (dice > 0.9), tokenizer.mask_token_id)     # 80 % [MASK], 10 % kept,
-        masked = masked.where(~chosen | (dice < 0.8) | (dice > 0.9), torch.randint_like(ids, 5, len(tokenizer)))
-        with autocast(model):
-            h = model.bert(masked, batch["attention_mask"]).last_hidden_state   # (B, T, H)
-            loss = torch.nn.functional.cross_entropy(model.cls(h[chosen]).float(), ids[chosen])
+        ids = batch["input_ids"]                                                # (B, T)
+        special = len(tokenizer.all_special_ids)                                # they come first and are not masked
+        chosen, dice = (ids >= special) & (torch.rand_like(ids, dtype=torch.float) < 0.15), torch.rand(ids.shape)
+        dice = dice.to(device)                                                  # of the chosen, 80 % become [MASK],
+        masked = ids.where(~chosen | (dice > 0.9), tokenizer.mask_token_id)     # 10 % stay, 10 % turn into any other
+        masked = masked.where(~chosen | (dice < 0.8) | (dice > 0.9), torch.randint_like(ids, special, len(tokenizer)))
+        h = model.bert(masked, batch["attention_mask"]).last_hidden_state       # (B, T, H)
+        loss = torch.nn.functional.cross_entropy(model.cls(h[chosen]), ids[chosen])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -523,10 +513,7 @@ def write_report(artifacts, report):
         row["windows"], row["sub_tokens"] = len(table), sum(table["length"])
         for column in ("entities", "dropped"):
             row[column] = " ".join(f"{kind}:{n}" for kind, n in row[column].items())
-    with open(artifacts / "report.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, report[0].keys())
-        writer.writeheader()
-        writer.writerows(report)
+    write_csv(artifacts / "report.csv", report[0].keys(), report)
     print(f"{'language':9}{'split':6}{'sentences':>10}{'words':>8}{'windows':>8}  entities")
     for row in report:
         odd = [row["scheme"]] if row["scheme"] != "IOB2" else []
@@ -541,6 +528,18 @@ def write_report(artifacts, report):
 
 class UserError(Exception):
     """A mistake of the user's: one line on stderr that names the place and the remedy, exit status 2."""
+
+
+@contextlib.contextmanager
+def explained(what, remedy):
+    """Turn whatever goes wrong inside into one line: hubs, networks and foreign files fail in too many ways to list."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"{what} ({why}): {remedy}") from None
 
 
 class Parser(argparse.ArgumentParser):
@@ -559,11 +558,33 @@ def positive(text):
     return int(text)
 
 
+def above_zero(text):
+    try:
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+
+
+def seed(text):
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
 def subset(flag, wanted, known):
     """The languages that a flag picks, all without it."""
     if unknown := [x for x in wanted or [] if x not in known]:
         raise UserError(f"{flag} {unknown[0]}: stage 1 was told of {' '.join(known)} only")
     return wanted or known
+
+
+def write_csv(path, columns, rows):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
 
 def run(stage):
@@ -606,7 +627,7 @@ def digests(folder):
 
 def opened(folder, stage):
     """config.json of a finished piece, every file checked; `stage` is the script that makes it."""
-    remedy = f"run python {stage} first" if not folder.is_dir() else f"run python {stage} --overwrite"
+    remedy = f"run python {stage} " + ("again, with its flags and --overwrite" if folder.is_dir() else "first")
     try:
         config = json.loads((folder / "config.json").read_text())
         found = digests(folder)
@@ -639,25 +660,40 @@ def finished(folder, made_from, overwrite=False):
     return False
 
 
+def is_alive(pid):
+    """Is another process of this machine running under this number?"""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()  # our own number on a leftover: it was an earlier process's
+
+
 @contextlib.contextmanager
-def publishing(folder, made_from, facts=()):
-    """Give a folder beside `folder` to write to; when the block ends it is described and renamed: whole or not at all."""
+def publishing(folder, made_from, facts=None):
+    """Give a folder beside `folder` to write to; when the block ends it is described and renamed: whole or not at all.
+
+    `facts` go into config.json as they are when the block ends, so that the block may add to them.
+    """
     mine = f".{folder.name}.{socket.gethostname()}-"
     partial, begun = folder.with_name(f"{mine}{os.getpid()}.partial"), time.time()
+    replaces = folder.exists()
     for old in folder.parent.glob(f"{mine}*.partial"):  # left by a killed process of this machine
-        try:
-            os.kill(int(old.name.split("-")[-1].split(".")[0]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(old)
+        if not is_alive(int(old.name.split("-")[-1].split(".")[0])):
+            shutil.rmtree(old, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        facts = dict(facts) if not isinstance(facts, dict) else facts
         yield partial
         path = partial / "config.json"  # a model's own config.json keeps its keys and gains ours
         config = json.loads(path.read_text()) if path.exists() else {}
         versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "datasets")}
-        config |= {**facts, "made_from": made_from, "files": digests(partial), "versions": versions}
+        config |= {**(facts or {}), "made_from": made_from, "files": digests(partial), "versions": versions}
         path.write_text(json.dumps(config | {"seconds": round(time.time() - begun, 1)}, indent=1))
+        if folder.exists() and not replaces:
+            print(f"  kept  {folder}  (another process was first)")
+            return
         if folder.exists():
             shutil.rmtree(folder.rename(partial.with_suffix(".old.partial")))
         partial.rename(folder)
@@ -671,7 +707,8 @@ def open_data(artifacts):
     config = opened(artifacts / "data", "01_data.py")
     found = encoder_fingerprint(encoder_path(artifacts, config["encoder"]))
     if found != config["encoder_fingerprint"]:
-        raise UserError(f"encoder {config['encoder']} has changed since stage 1: run python 01_data.py --overwrite")
+        raise UserError(f"encoder {config['encoder']} has changed since stage 1: run python 01_data.py again, with its flags "
+                        "and --overwrite")  # fmt: skip
     names = {"/".join(name.split("/")[:2]) for name in config["files"]}
     config["of"] = {name: fingerprint({f: d for f, d in config["files"].items() if f.startswith(name + "/")} | {
         "tags": config["tags"], "encoder": found}) for name in names}  # fmt: skip
@@ -715,24 +752,24 @@ def plan_batches(table, batch_size, rng=None):
 
 
 def collate(rows, device):
-    """Pad a batch: input_ids, attention_mask, f (B, T); sentence (M,) and tags (M,) by scored word."""
-    B, T = len(rows["length"]), max(rows["length"])
-    ids, attention = torch.zeros(B, T, dtype=torch.long), torch.zeros(B, T, dtype=torch.long)
-    f = torch.zeros(B, T, dtype=torch.bool)
-    for b in range(B):
-        ids[b, : rows["length"][b]] = torch.tensor(rows["input_ids"][b])
-        attention[b, : rows["length"][b]] = 1
-        f[b, rows["first"][b]] = True
+    """Pad a batch: input_ids, attention_mask, f (B, T); sentence (M,) and tags (M,) by scored word.
+
+    Spans are the words' (start, stop) in the corpus, a pair a row. Padding is masked, so any id will do for it.
+    """
+    ids = [torch.tensor(x) for x in rows["input_ids"]]
     counts = torch.tensor([len(first) for first in rows["first"]])
-    batch = {"input_ids": ids, "attention_mask": attention, "f": f}
-    batch["row_sentence"] = torch.tensor(rows["sentence"])
-    batch["sentence"] = batch["row_sentence"].repeat_interleave(counts)
+    row = torch.arange(len(ids)).repeat_interleave(counts)                       # (M,)
+    batch = {"input_ids": pad_sequence(ids, batch_first=True), "row_sentence": torch.tensor(rows["sentence"]),
+             "attention_mask": pad_sequence([torch.ones_like(x) for x in ids], batch_first=True)}  # fmt: skip
+    batch["f"] = torch.zeros(batch["input_ids"].shape, dtype=torch.bool)
+    batch["f"][row, torch.tensor(list(itertools.chain(*rows["first"])), dtype=torch.long)] = True
+    batch["sentence"] = batch["row_sentence"][row]
     if "tags" in rows:
         batch["tags"] = torch.tensor(list(itertools.chain(*rows["tags"])))
     if device.type == "cuda":
-        batch = {name: x.pin_memory().to(device, non_blocking=True) for name, x in batch.items()}
-    batch = {name: x.to(device) for name, x in batch.items()}
-    return batch | {"spans": [(s, s + int(n)) for s, n in zip(rows["start"], counts)]}
+        batch = {name: x.pin_memory() for name, x in batch.items()}
+    batch = {name: x.to(device, non_blocking=True) for name, x in batch.items()}
+    return batch | {"spans": [(start, start + int(n)) for start, n in zip(rows["start"], counts)]}
 
 
 def epochs(table, n_epochs, batch_size, rng, device, title):
@@ -749,7 +786,8 @@ def epochs(table, n_epochs, batch_size, rng, device, title):
 
 def word_states(model, batch):
     """The last hidden state at the first sub-token of every scored word: (M, H)."""
-    return model.base_model(batch["input_ids"], batch["attention_mask"]).last_hidden_state[batch["f"]]
+    out = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"])
+    return out.last_hidden_state[batch["f"]]
 
 
 @torch.no_grad()
@@ -817,13 +855,13 @@ def encoder_fingerprint(encoder):
 
 
 def check_length(encoder, max_length):
-    """Refuse a window longer than the encoder's position embeddings reach."""
+    """Refuse a window longer than the encoder reads."""
     limit = 512
     if encoder != "scratch":
-        try:
-            limit = getattr(transformers.AutoConfig.from_pretrained(encoder), "max_position_embeddings", 512)
-        except Exception as error:
-            raise unreachable(encoder, error) from None
+        with explained(f"--encoder {encoder}: cannot load its configuration", ENCODER_REMEDY):
+            config = transformers.AutoConfig.from_pretrained(encoder)
+        limit = min(getattr(config, "max_position_embeddings", 512), load_tokenizer(encoder).model_max_length)
+        limit -= config.pad_token_id + 1 if "roberta" in config.model_type and limit > 512 else 0  # positions start late
     if not 8 <= max_length <= limit:
         raise UserError(f"--max-length {max_length}: the encoder takes 8 to {limit} sub-tokens")
 
@@ -832,17 +870,20 @@ def load_tagger(encoder, tags, seed, device):
     """An encoder with a linear head over `tags`; the seed fixes the new head."""
     torch.manual_seed(seed)
     labels = {"id2label": dict(enumerate(tags)), "label2id": {tag: i for i, tag in enumerate(tags)}}
-    attention = "eager" if device.type == "cpu" else "sdpa"  # on a CPU, plain attention is the faster by 6 to 20 %
-    try:
+    attention = "eager" if device.type == "cpu" else None  # on a CPU plain attention is faster, else the model's choice
+    with explained(f"encoder {encoder}: cannot load it", "choose another in stage 1"):
         model = transformers.AutoModelForTokenClassification.from_pretrained(
             encoder, dtype=torch.float32, attn_implementation=attention, **labels)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"encoder {encoder}: cannot load it ({' '.join(str(error).split())[:200]})") from None
+        if not (hasattr(model, "dropout") and hasattr(model, "classifier")) or hasattr(model, "head"):
+            raise ValueError("its token classifier is not a dropout and a linear layer, as BERT's and XLM-R's are")
     return model.to(device)
 
 
 def freeze(model, layers):
     """Freeze the embeddings and the bottom `layers` layers (TSL, Sec. 4.1); 0 freezes nothing."""
+    depth = model.config.num_hidden_layers
+    if not 0 <= layers < depth:
+        raise UserError(f"--freeze {layers}: the encoder has {depth} layers, give 0 to {depth - 1}")
     frozen = [f"layer.{i}." for i in range(layers)] + ["embeddings."]  # the dot, or layer.1 is layer.10 too
     for name, p in model.base_model.named_parameters():
         p.requires_grad = not (layers and any(part in name for part in frozen))
@@ -853,8 +894,8 @@ def autocast(model):
     device = next(model.parameters()).device
     if device.type == "cuda":
         return torch.autocast("cuda", torch.float16 if needs_scaler(device) else torch.bfloat16)
-    native = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.autocast("cpu", torch.bfloat16, enabled=native and model.config.hidden_size >= 256)
+    pays = device.type == "cpu" and model.config.hidden_size >= 256 and torch.backends.mkldnn.is_available()
+    return torch.autocast("cpu", torch.bfloat16, enabled=pays and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def needs_scaler(device):

@@ -3,8 +3,9 @@
     python 02_teachers.py                       everything that is missing
     python 02_teachers.py --sources en          one source's teachers and caches: a job of an array
     python 02_teachers.py --oracle              also the supervised upper bound, which reads target labels
+    python 02_teachers.py --round 2             teachers of one target, taught by its student: stage 3 calls this
 
-Reads   artifacts/data (and artifacts/gold with --oracle alone)
+Reads   artifacts/data (artifacts/gold with --oracle alone, artifacts/students with --round alone)
 Writes  artifacts/teachers/recogniser-<source>-s<seed>   tags words, Eq. (1)
         artifacts/teachers/evaluator-<source>-s<seed>    tells whether two words have one class, Eq. (2)
         artifacts/teachers/pooled-s<seed>                one recogniser on all sources' labels: a baseline
@@ -43,11 +44,11 @@ def parse_args(argv=None):
     # what
     p.add_argument("--sources", nargs="+", metavar="LANG", help="train these sources' teachers only")
     p.add_argument("--targets", nargs="+", metavar="LANG", help="fill the caches of these targets only")
-    p.add_argument("--seeds", nargs="+", type=int, default=[0], help="a teacher for each; students learn from one")
+    p.add_argument("--seeds", nargs="+", type=data.seed, default=[0], help="a teacher for each; students learn from one")
     p.add_argument("--oracle", action="store_true", help="train `supervised` on the targets' gold: an upper bound")
-    p.add_argument("--round", type=data.positive, default=1, help="2, 3, ...: teachers learn from students, Eq. (10)")
+    p.add_argument("--round", type=data.positive, default=1, help="2, 3, ...: an epoch from students' labels, Eq. (10)")
     # how
-    p.add_argument("--lr", type=float, help="peak learning rate; default by encoder size")
+    p.add_argument("--lr", type=data.above_zero, help="peak learning rate; default by encoder size")
     p.add_argument("--epochs", type=data.positive, help="passes over the source")
     p.add_argument("--batch-size", type=data.positive, help="sentences of average length a step")
     p.add_argument("--freeze", type=int, help="bottom layers kept as they are, with the embeddings; 0 trains all")
@@ -61,7 +62,8 @@ def parse_args(argv=None):
 def recogniser_loss(model, batch, generator):
     """Eq. (1): cross-entropy over the scored words f."""
     logits = model.classifier(model.dropout(data.word_states(model, batch)))     # (M, C)
-    return F.cross_entropy(logits.float(), batch["tags"], ignore_index=IGNORED)
+    known = (batch["tags"] != IGNORED).sum().clamp_min(1)                        # a batch may have none in rounds
+    return F.cross_entropy(logits.float(), batch["tags"], ignore_index=IGNORED, reduction="sum") / known
 
 
 def evaluator_loss(model, batch, generator):
@@ -73,7 +75,7 @@ def evaluator_loss(model, batch, generator):
     v, tags = data.word_states(model, batch)[known].float(), batch["tags"][known]
     i, j = data.draw_pairs(tags, generator)                                      # (P,), (P,)
     cos = F.cosine_similarity(v[i], v[j], dim=-1)
-    return F.binary_cross_entropy_with_logits(cos, (tags[i] == tags[j]).float())
+    return F.binary_cross_entropy_with_logits(cos, (tags[i] == tags[j]).float(), reduction="sum") / max(1, len(i))
 
 
 def train(model, table, loss_of, recipe, seed, title):
@@ -102,7 +104,7 @@ def train(model, table, loss_of, recipe, seed, title):
 
 
 def tag_score(model, table, tags, device):
-    """Micro F1 in percent of a recogniser on a tagged table (seqeval, conlleval reading)."""
+    """Micro F1 in percent of a recogniser on the windows of a tagged table (seqeval, conlleval reading)."""
     logits = data.over_words(model, table, model.classifier, device)
     rows = [np.add(row["start"], range(len(row["tags"]))) for row in table]
     predicted = [[tags[c] for c in logits[row].argmax(-1)] for row in rows]
@@ -141,7 +143,7 @@ def sentence_features(encoder, table, device):
     sums, counts = torch.zeros(N, model.config.hidden_size), torch.zeros(N, 1)
     for _, batch in data.epochs(table, 1, 64, None, device, "sentence features"):
         with data.autocast(model):
-            out = model(batch["input_ids"], batch["attention_mask"])
+            out = model(batch["input_ids"], attention_mask=batch["attention_mask"])
         mask = batch["attention_mask"].unsqueeze(-1)                             # (B, T, 1)
         g = out.pooler_output if pooled else (out.last_hidden_state * mask).sum(1) / mask.sum(1)  # (B, H)
         sums.index_add_(0, batch["row_sentence"].cpu(), g.float().cpu())
@@ -228,7 +230,7 @@ class Stage:
                 facts["dev"] = pair_score(model, self.table(dev), self.device)
             elif dev:
                 facts["dev"] = {"f1": tag_score(model, self.table(dev), self.tags, self.device)}
-            model.save_pretrained(partial)
+            model.half().save_pretrained(partial)  # teachers only answer from here on: half the disk
             transformers.AutoTokenizer.from_pretrained(self.encoder).save_pretrained(partial)
         scores = "".join(f", source dev {score} {value}" for score, value in facts.get("dev", {}).items())
         print(f"        {name}: loss {facts['loss'][-1]:.4f}{scores}")
@@ -265,6 +267,7 @@ class Stage:
         for target in self.targets:
             folder, file = self.artifacts / "weights" / target, self.artifacts / "weights" / f"{target}.json"
             made_from = {"similarity": fitted, "target": self.of[f"targets/{target}"], "tau": self.args.tau}
+            # The JSON stands outside the folder, so that editing weights by hand breaks no digest.
             if data.finished(folder, made_from, self.args.overwrite) and file.exists():
                 continue
             with data.publishing(folder, made_from) as partial:
@@ -278,8 +281,9 @@ class Stage:
                     a, w = teacher_weights(model(features)[:, keep], self.args.tau)
                 save_file({"sentence": a.half(), "features": features.half()}, partial / "sentences.safetensors")
                 weights = dict(zip(others, w.tolist()))
-                file.with_suffix(".partial").write_text(json.dumps(weights, indent=1))
-                os.replace(file.with_suffix(".partial"), file)
+                unfinished = file.with_name(f".{target}.json.{os.getpid()}")
+                unfinished.write_text(json.dumps(weights, indent=1))
+                os.replace(unfinished, file)
             print(f"        {target}: " + ", ".join(f"{s} {w:.3f}" for s, w in weights.items()))
 
     def pseudo_labelled(self, target, folder):

@@ -4,14 +4,14 @@
     python 03_distill.py --methods mtmt mtmt-nogamma --seeds 0    an ablation
     python 03_distill.py --methods mtmt --rounds 3                progressive rounds
 
-Reads   artifacts/data/targets (no tags there), artifacts/logits, artifacts/weights: never a teacher, never gold
+Reads   artifacts/data/targets (no tags there), artifacts/logits, artifacts/weights: never a teacher, never gold;
+        with --rounds it calls stage 2 between its students
 Writes  artifacts/students/<target>/<method>-s<seed>/   the student, its test logits, its losses by term (log.csv)
         artifacts/logits/<target>/{ensemble,vote,bea}   the teachers combined without any student
 
 Equation numbers are those of the README's section on the method.
 """
 
-import csv
 import importlib
 import json
 import subprocess
@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 data = importlib.import_module("01_data")  # how artifacts are read and written; the digit forbids a plain import
 
-METHODS = {  # what each one changes; <source> may stand for `sim` in tsl and follow mtmt-, for a single teacher pair
+METHODS = {  # what each changes in SHARED; tsl-<source> and mtmt-<source> have one source's teachers only
     "tsl-avg": {"weights": "uniform"},
     "tsl-sim": {},
     "tsl-sentence": {"weights": "sentence"},
@@ -62,18 +62,21 @@ def parse_args(argv=None):
     p.add_argument("--targets", nargs="+", metavar="LANG", help="languages to distil into; their tags are never read")
     p.add_argument("--methods", nargs="+", default=["tsl-avg", "tsl-sim", "mtmt"], metavar="METHOD",
                    help="tsl-<source>, mtmt-<source>, " + ", ".join(METHODS))  # fmt: skip
-    p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="a student for each")
-    p.add_argument("--teacher-seed", type=int, default=0, help="the teachers that every student learns from")
+    p.add_argument("--seeds", nargs="+", type=data.seed, default=[0, 1, 2], help="a student for each")
+    p.add_argument("--teacher-seed", type=data.seed, default=0, help="the teachers that every student learns from")
     p.add_argument("--rounds", type=data.positive, default=1, help="of mtmt: teachers learn from the student, and again")
     # how
     p.add_argument("--lambda", dest="lam", type=float, default=1.0, help="weight of the similarity loss in Eq. (9)")
-    p.add_argument("--temperature", type=float, default=2.0, help="tau of Eq. (6) in its KL form, tsl-kl")
-    p.add_argument("--lr", type=float, help="peak learning rate; default by encoder size")
+    p.add_argument("--temperature", type=data.above_zero, default=2.0, help="tau of Eq. (6) in its KL form, tsl-kl")
+    p.add_argument("--lr", type=data.above_zero, help="peak learning rate; default by encoder size")
     p.add_argument("--epochs", type=data.positive, help="passes over the target's text")
     p.add_argument("--batch-size", type=data.positive, help="sentences of average length a step")
     p.add_argument("--freeze", type=int, help="bottom layers kept as they are, with the embeddings; 0 trains all")
     data.common_flags(p)
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.rounds > 1 and args.teacher_seed:
+        raise data.UserError("--rounds begins with the teachers of seed 0: drop --teacher-seed")
+    return args
 
 
 # ------------------------------------------------------------------------ what the teachers say
@@ -99,6 +102,7 @@ def hard(p):
 def bea(tags, C, a=1.0, b=1.0, steps=50):
     """Bayesian ensemble aggregation, token level (Rahimi et al. 2019): Dawid-Skene with Dirichlet priors, mean field.
 
+    pi are the tags' frequencies, V^j_kl = p(teacher j says l | the tag is k), b and a their pseudo-counts.
     tags (K, N) int, each teacher's tag of each word  ->  r (N, C), the posterior of the true tag
     """
     said = F.one_hot(tags, C).double()                                          # (K, N, C): [y_ij = l]
@@ -227,7 +231,7 @@ def train(student, table, teachers, method, recipe, args, seed):
         h = h.float()
         ner = soft_target_loss(student_logits, p, tau) if method["loss"] == "kl" else squared_error(student_logits, p)
         loss = ner.mean()
-        row = [loss, loss]
+        row = [loss, loss]                                                       # the total and its only term
         if method["pairs"]:
             i, j = data.draw_pairs(p.argmax(-1), generator)                      # (P,) by predictions, never by gold
             t = teacher_similarity(vectors, w, i, j)                             # (P,)
@@ -248,7 +252,7 @@ def train(student, table, teachers, method, recipe, args, seed):
         scaler.update()
         schedule.step()
         optimizer.zero_grad()
-    return [{"epoch": e + 1} | {n: round(x, 5) for n, x in zip(names, row)} for e, row in enumerate(terms.tolist())]
+    return [{"epoch": epoch + 1, **dict(zip(names, row))} for epoch, row in enumerate(terms.tolist())]
 
 
 # ------------------------------------------------------------------------ the stage
@@ -291,7 +295,7 @@ class Stage:
         self.targets = data.subset("--targets", args.targets, self.config["targets"])
         self.taught_by = f"-t{args.teacher_seed}" if args.teacher_seed else ""  # other teachers, another name
         for name in args.methods:
-            resolve(name, None, self.config["sources"])
+            resolve(name, None, self.config["sources"])  # an unknown name is refused before anything is trained
 
     def table(self, target, split):
         return datasets.load_from_disk(str(self.artifacts / "data" / "targets" / target / split))
@@ -306,8 +310,10 @@ class Stage:
                 continue
             with data.publishing(folder, teachers.inputs, {"tags": tags}) as partial:
                 logits = torch.stack([load_file(f / "test.safetensors")["logits"] for f in teachers.recognisers])
-                p = bea(logits.argmax(-1), len(tags)) if name == "bea" else (
-                    vote if name == "vote" else mixture)(logits, teachers.weights)
+                if name == "bea":
+                    p = bea(logits.argmax(-1), len(tags))
+                else:
+                    p = (vote if name == "vote" else mixture)(logits, teachers.weights)
                 save_file({"logits": p.clamp_min(1e-6).log().half()}, partial / "test.safetensors")
 
     def distil(self, target, name, seed, round_=1):
@@ -335,10 +341,7 @@ class Stage:
                 student.classifier.load_state_dict(mean)
             log = train(student, self.table(target, "train"), teachers, method, self.recipe, self.args, seed)
             facts["train_seconds"] = round(time.time() - begun, 1)
-            with open(partial / "log.csv", "w", newline="") as file:
-                writer = csv.DictWriter(file, log[0].keys())
-                writer.writeheader()
-                writer.writerows(log)
+            data.write_csv(partial / "log.csv", log[0].keys(), log)
             logits = data.over_words(student, self.table(target, "test"), student.classifier, self.device)
             save_file({"logits": logits}, partial / "test.safetensors")
             student.save_pretrained(partial)

@@ -5,7 +5,7 @@
     python 04_evaluate.py --oracle                       also the upper bounds that use target labels
     python 04_evaluate.py --score GOLD PREDICTION        two CoNLL files, nothing else is read
 
-Reads   artifacts/gold (the only stage that does), artifacts/data/targets, artifacts/logits, artifacts/students
+Reads   artifacts/gold, artifacts/data/targets, artifacts/logits, artifacts/students
 Writes  artifacts/results/results.csv       precision, recall, F1 of every target, method, seed and entity type
         artifacts/results/comparisons.csv   F1 differences with 95 % intervals: paired bootstrap over test sentences
         artifacts/results/lengths.csv       F1 by sentence length
@@ -13,10 +13,11 @@ Writes  artifacts/results/results.csv       precision, recall, F1 of every targe
         artifacts/results/figures/gains.png
 """
 
-import csv
 import functools
 import importlib
 import itertools
+import json
+import zlib
 from pathlib import Path
 
 import datasets
@@ -28,6 +29,8 @@ from seqeval.scheme import IOB2, Entities
 
 data = importlib.import_module("01_data")  # how artifacts are read and written; the digit forbids a plain import
 
+RESULTS = ["target", "method", "seed", "type", "precision", "recall", "f1", "support"]
+COMPARISONS = ["target", "method", "baseline", "delta_f1", "ci_low", "ci_high", "p"]
 LENGTHS = {"1-5": (1, 5), "6-10": (6, 10), "11-20": (11, 20), "21-40": (21, 40), "41+": (41, 10**9)}  # words a sentence
 RESAMPLES = 1000
 COMBINED = ("ensemble", "vote", "bea")  # what stage 3 makes of the teachers without a student
@@ -102,7 +105,8 @@ def find_systems(artifacts, target, config, oracle):
     for folder in sorted(logits.iterdir() if logits.is_dir() else []):
         name, _, seed = folder.name.rpartition("-s")
         if name.startswith("recogniser-") and seed.isdigit():
-            found[name.replace("recogniser", "direct"), int(seed)] = folder
+            if name.removeprefix("recogniser-") in config["sources"]:  # not one that stage 1 was once told of
+                found[name.replace("recogniser", "direct"), int(seed)] = folder
         elif name == "pooled":
             found["direct-pooled", int(seed)] = folder
         elif name == "supervised" and oracle:
@@ -131,10 +135,15 @@ def check_fresh(artifacts, target, folder, config):
     made_from, now = piece["made_from"], config["of"][f"targets/{target}"]
     stale = piece["tags"] != config["tags"] or made_from.get("target", now) != now
     for name, found in (made_from.get("teachers", made_from) if taught else {}).items():
-        cache = artifacts / "logits" / target / name
-        stale |= cache.is_dir() and cache_fingerprint(cache) != found
+        if name == "weights" and "uniform" not in str(made_from.get("method")) and len(found) > 1:
+            stale |= found != [round(w, 6) for w in read_weights(artifacts, target).values()]
+        elif name.startswith(("recogniser", "evaluator")):
+            cache = artifacts / "logits" / target / name
+            stale |= not cache.is_dir() or cache_fingerprint(cache) != found
+            stale |= not any(name.split("-", 1)[1].startswith(f"{s}-s") for s in config["sources"])
     if stale:
-        raise data.UserError(f"{folder}: made from other data or teachers than there are: run python {stage} --overwrite")
+        raise data.UserError(f"{folder}: made from other data, teachers or weights than there are: run python {stage} "
+                             "--overwrite with the flags that made it, or remove the folder")  # fmt: skip
 
 
 def read_target(artifacts, target, config, oracle=False):
@@ -160,25 +169,26 @@ def read_target(artifacts, target, config, oracle=False):
     return words, gold, predicted
 
 
+def read_weights(artifacts, target):
+    """{source: weight} of a target, empty where stage 2 has not come to it."""
+    path = artifacts / "weights" / f"{target}.json"
+    try:
+        return {source: float(w) for source, w in json.loads(path.read_text()).items()} if path.exists() else {}
+    except (ValueError, TypeError, AttributeError):
+        raise data.UserError(f"{path}: damaged: remove it and run python 02_teachers.py") from None
+
+
 def baselines_of(config, target, methods, artifacts):
     """Direct transfer, the best source by similarity weight (chosen without a label), and all baselines of a target."""
     others = [s for s in config["sources"] if s != target]
     direct = f"direct-{'en' if 'en' in others else others[0]}"
-    path = artifacts / "weights" / f"{target}.json"
-    weights = data.json.loads(path.read_text()) if path.exists() else {}
+    weights = read_weights(artifacts, target)
     best = f"direct-{max(weights, key=weights.get)}" if weights else direct
     wanted = dict.fromkeys([direct, "direct-pooled", best, "ensemble", "tsl-sim", "mtmt"])
     return direct, best, [name for name in wanted if name in methods]
 
 
 # ------------------------------------------------------------------------ tables and figures
-
-def write_csv(path, columns, rows):
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns.split(","))
-        writer.writeheader()
-        writer.writerows({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-
 
 def is_oracle(method):
     return method == "supervised" or method.startswith("oracle")
@@ -316,11 +326,51 @@ def score_files(gold_path, predicted_path, strict):
     gold, predicted = [t for _, t in gold], [t for _, t in predicted]
     if None in gold or None in predicted:
         raise data.UserError(f"{gold_path if None in gold else predicted_path}: it has no tags: give every word one")
+    if strict and any(tag[0] not in "OBI" for tags in gold + predicted for tag in tags):
+        raise data.UserError("--strict reads IOB2 tags alone: convert the files, or drop --strict")
     options = {"mode": "strict", "scheme": IOB2} if strict else {}
     print(f"seqeval, {'strict IOB2' if strict else 'conlleval reading (seqeval default)'}")
     for name in ("precision", "recall", "f1"):
         print(f"{name} = {getattr(seqeval.metrics, f'{name}_score')(gold, predicted, zero_division=0, **options)}")
     print(seqeval.metrics.classification_report(gold, predicted, digits=4, zero_division=0, **options))
+
+
+def score(target, counts, sizes, types):
+    """Rows of results.csv and lengths.csv for the counts {method: {seed: (N, types, 3)}} of one target."""
+    results, lengths = [], []
+    for method, by_seed in counts.items():
+        for seed, table in by_seed.items():
+            row = {"target": target, "method": method, "seed": seed}
+            for kind, sums in [("micro", table.sum((0, 1))), *zip(types, table.sum(0))]:
+                precision, recall, f1 = prf(sums).tolist()
+                results.append(row | {"type": kind, "precision": precision, "recall": recall, "f1": f1, "support": int(sums[2])})
+            for name, (low, high) in LENGTHS.items():
+                sums = table[(sizes >= low) & (sizes <= high)].sum((0, 1))
+                if sums[2]:
+                    lengths.append(row | {"length": name, "f1": float(prf(sums)[2]), "support": int(sums[2])})
+    return results, lengths
+
+
+def compare(target, counts, baselines):
+    """Rows of comparisons.csv of one target, and {(target, method): resampled F1 (R,)} for means over targets."""
+    mean = {m: np.mean([prf(table.sum((0, 1)))[2] for table in by_seed.values()]) for m, by_seed in counts.items()}
+    n = len(next(iter(next(iter(counts.values())).values())))
+    draws = bootstrap_draws(n, seed=zlib.crc32(target.encode()))  # each target's own draws
+    resampled = {(target, m): resampled_f1(np.stack(list(by_seed.values())), draws) for m, by_seed in counts.items()}
+    rows = []
+    for method, baseline in itertools.product([m for m in counts if not is_oracle(m)], baselines):
+        if method != baseline:
+            low, high, p = interval(resampled[target, method] - resampled[target, baseline])
+            rows.append({"target": target, "method": method, "baseline": baseline, "delta_f1": float(mean[method] - mean[baseline]),
+                         "ci_low": float(low), "ci_high": float(high), "p": float(p)})  # fmt: skip
+    return rows, resampled
+
+
+def write_predictions(path, words, tags):
+    """One system's tags as a CoNLL file: word, tab, tag."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sentences = ("\n".join(f"{word}\t{tag}" for word, tag in zip(*sentence)) for sentence in zip(words, tags))
+    path.write_text("\n\n".join(sentences) + "\n", encoding="utf-8")
 
 
 def main(args):
@@ -329,7 +379,7 @@ def main(args):
     config = data.open_data(args.artifacts)
     data.opened(args.artifacts / "gold", "01_data.py")
     types = sorted({tag[2:] for tag in config["tags"]} - {""})
-    results, comparisons, lengths, resampled, directs, bests, predictions = [], [], [], {}, {}, {}, {}
+    results, lengths, comparisons, resampled, directs, bests, predictions = [], [], [], {}, {}, {}, {}
     for target in config["targets"]:
         words, gold, predicted = read_target(args.artifacts, target, config, args.oracle)
         if not predicted:
@@ -338,47 +388,28 @@ def main(args):
             predictions |= {(target, *system): (words, tags) for system, tags in predicted.items()}
         if not gold:
             continue
-        gold = entities(gold, args.strict)
-        counts = {}  # method -> {seed: (N, types, 3)}
+        counts, spans = {}, entities(gold, args.strict)
         for (method, seed), tags in predicted.items():
-            counts.setdefault(method, {})[seed] = count(gold, entities(tags, args.strict), types)
+            counts.setdefault(method, {})[seed] = count(spans, entities(tags, args.strict), types)
         if args.oracle:
-            best = max((m for m in counts if m.removeprefix("direct-") in config["sources"]),
-                       key=lambda m: np.mean([prf(c.sum((0, 1)))[2] for c in counts[m].values()]))  # fmt: skip
-            counts["oracle-best-source"] = counts[best]
-        draws, size = bootstrap_draws(len(words)), np.array([len(w) for w in words])
-        for method, by_seed in counts.items():
-            for seed, table in by_seed.items():
-                row = {"target": target, "method": method, "seed": seed}
-                for kind, sums in [("micro", table.sum((0, 1))), *zip(types, table.sum(0))]:
-                    precision, recall, f1 = prf(sums).tolist()
-                    scores = {"precision": precision, "recall": recall, "f1": f1, "support": int(sums[2])}
-                    results.append(row | {"type": kind, **scores})
-                for name, (low, high) in LENGTHS.items():
-                    sums = table[(size >= low) & (size <= high)].sum((0, 1))
-                    if sums[2]:
-                        lengths.append(row | {"length": name, "f1": float(prf(sums)[2]), "support": int(sums[2])})
-            resampled[target, method] = resampled_f1(np.stack(list(by_seed.values())), draws)
+            sources = [m for m in counts if m.removeprefix("direct-") in config["sources"]]
+            f1 = {m: np.mean([prf(table.sum((0, 1)))[2] for table in counts[m].values()]) for m in sources}
+            counts["oracle-best-source"] = counts[max(f1, key=f1.get)]
         directs[target], bests[target], baselines = baselines_of(config, target, counts, args.artifacts)
-        mean = {m: np.mean([prf(c.sum((0, 1)))[2] for c in by_seed.values()]) for m, by_seed in counts.items()}
-        for method in counts:
-            for baseline in baselines:
-                if method != baseline and not is_oracle(method):
-                    low, high, p = interval(resampled[target, method] - resampled[target, baseline])
-                    comparisons.append({"target": target, "method": method, "baseline": baseline,
-                                        "delta_f1": float(mean[method] - mean[baseline]),
-                                        "ci_low": float(low), "ci_high": float(high), "p": float(p)})  # fmt: skip
+        if directs[target] not in counts:
+            raise data.UserError(f"target {target}: {directs[target]} is missing: run python 02_teachers.py first")
+        for total, part in zip((results, lengths), score(target, counts, np.array([len(w) for w in words]), types)):
+            total += part
+        rows, draws = compare(target, counts, baselines)
+        comparisons, resampled = comparisons + rows, resampled | draws
     mode = "strict IOB2" if args.strict else "conlleval reading (seqeval's default)"
     with data.publishing(args.artifacts / "results", {"mode": mode, "oracle": args.oracle}) as folder:
-        for (target, method, seed), (words, tags) in predictions.items():
-            path = folder / "predictions" / target / f"{method}-s{seed}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pairs = ("\n".join(f"{w}\t{t}" for w, t in zip(*sentence)) for sentence in zip(words, tags))
-            path.write_text("\n\n".join(pairs) + "\n", encoding="utf-8")
+        for (target, method, seed), system in predictions.items():
+            write_predictions(folder / "predictions" / target / f"{method}-s{seed}.txt", *system)
         if results:
-            write_csv(folder / "results.csv", "target,method,seed,type,precision,recall,f1,support", results)
-            write_csv(folder / "comparisons.csv", "target,method,baseline,delta_f1,ci_low,ci_high,p", comparisons)
-            write_csv(folder / "lengths.csv", "target,method,seed,length,f1,support", lengths)
+            data.write_csv(folder / "results.csv", RESULTS, results)
+            data.write_csv(folder / "comparisons.csv", COMPARISONS, comparisons)
+            data.write_csv(folder / "lengths.csv", ["target", "method", "seed", "length", "f1", "support"], lengths)
             text = summary(results, comparisons, resampled, config, directs, bests, mode)
             (folder / "results.md").write_text(text, encoding="utf-8")
             (folder / "figures").mkdir()

@@ -176,6 +176,7 @@ def test_windows_overlap_cover_and_score_each_word_once():
         assert [w for _, _, lo, hi in spans for w in range(lo, hi)] == list(range(len(lengths)))
         for start, stop, lo, hi in spans:
             assert start <= lo <= hi <= stop and sum(lengths[start:stop]) <= 20
+        assert all(lo < hi for _, _, lo, hi in spans)                            # no window for nothing
     spans = data.cut([1] * 600, 126)
     for (a, b, _, hi), (c, d, lo, _) in zip(spans, spans[1:]):
         assert b - c == 31 and hi == lo and min(hi - c, b - lo) >= 15            # context on both sides of the border
