@@ -123,7 +123,7 @@ def test_the_stated_ranges_and_floors():
 
 def test_the_evaluators_loss_cannot_fall_under_its_floor():
     v = torch.tensor([[1.0, 0.0]] * 3 + [[-1.0, 0.0]] * 3)                       # a perfect evaluator
-    model = type("Perfect", (), {"base_model": staticmethod(lambda ids, mask: type("Out", (), {"last_hidden_state": v[None]}))})
+    model = type("Perfect", (), {"base_model": staticmethod(lambda ids, attention_mask: type("Out", (), {"last_hidden_state": v[None]}))})
     batch = {"input_ids": None, "attention_mask": None, "f": torch.ones(1, 6, dtype=torch.bool), "tags": torch.tensor([0, 0, 0, 1, 1, 1])}
     loss = teachers.evaluator_loss(model, batch, torch.Generator().manual_seed(0))
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
