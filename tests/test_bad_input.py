@@ -114,6 +114,8 @@ def test_a_hub_preset_without_a_network_names_the_offline_ways(tmp_path):
 def test_names_that_later_stages_were_not_told_of(toy):
     refused("02_teachers.py", toy, "--sources", "zz", says=["--sources zz", "qaa"])
     refused("03_distill.py", toy, "--targets", "qaa", says=["--targets qaa", "qac"])
+    for flag in (["--seeds", "-1"], ["--temperature", "0"], ["--lr", "nan"], ["--rounds", "2", "--teacher-seed", "1"]):
+        refused("03_distill.py", toy, *flag, says=flag[0])
     refused("03_distill.py", toy, "--methods", "mtmt-magic", says=["--methods mtmt-magic", "tsl-<source>"])
     refused("03_distill.py", toy, "--methods", "tsl-sim", "--epochs", "1", "--teacher-seed", "7", says=["recogniser-qaa-s7", "02_teachers.py"])
 
@@ -147,7 +149,7 @@ def test_a_teacher_taught_anew_makes_its_students_stale(toy, tmp_path):
     ("weights/qac.json", lambda p: p.write_text('{"qaa": 1'), "03_distill.py", ["weights/qac.json", "damaged"]),
     ("weights/qac.json", lambda p: p.write_text('{"qaa": 1, "qab": 1, "qba": 0, "qbb": 0}'), "03_distill.py", ["weights/qac.json", "sum 1"]),
     ("gold/config.json", lambda p: p.unlink(), "04_evaluate.py", ["gold", "01_data.py"]),
-    ("encoder/model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-4] + b"1234"), "02_teachers.py", ["encoder", "changed", "01_data.py --overwrite"]),
+    ("encoder/model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-4] + b"1234"), "02_teachers.py", ["encoder", "changed", "01_data.py", "--overwrite"]),
 ])  # fmt: skip
 def test_damaged_artifacts_are_named_with_the_remedy(toy, tmp_path, name, damage, script, says):
     artifacts = shutil.copytree(toy, tmp_path / "artifacts")
