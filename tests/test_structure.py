@@ -3,9 +3,12 @@
 import ast
 import importlib
 import json
+import os
 import re
 import shlex
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,7 +56,6 @@ def test_every_command_in_the_readme_parses():
 
 def test_importing_a_stage_has_no_effect(tmp_path):
     code = "import sys, importlib; sys.path.insert(0, sys.argv[1]); [importlib.import_module(n) for n in sys.argv[2:]]"
-    import sys
     done = subprocess.run([sys.executable, "-B", "-c", code, str(ROOT), *SCRIPTS], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "" and not list(tmp_path.iterdir())
 
@@ -89,7 +91,7 @@ def test_notebooks_are_small_and_were_run_from_top_to_bottom_without_an_error(pa
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_execute_on_toy_artifacts(path, toy, tmp_path):
-    import os
-    command = ["jupyter", "execute", str(path), f"--output={tmp_path / path.name}", "--timeout=600"]
+    jupyter = Path(sys.executable).with_name("jupyter-execute")
+    command = [jupyter, str(path), f"--output={tmp_path / path.name}", "--timeout=600"]
     done = subprocess.run(command, cwd=ROOT / "notebooks", env=os.environ | {"ARTIFACTS": str(toy)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
