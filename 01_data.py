@@ -432,8 +432,8 @@ def pretrain(texts, seed, device):
     for _, batch in epochs(table, SCRATCH_EPOCHS, 32, rng, device, "masked language model"):
         ids = batch["input_ids"]                                                # (B, T)
         special = len(tokenizer.all_special_ids)                                # they come first and are not masked
-        chosen, dice = (ids >= special) & (torch.rand_like(ids, dtype=torch.float) < 0.15), torch.rand(ids.shape)
-        dice = dice.to(device)                                                  # of the chosen, 80 % become [MASK],
+        chosen = (ids >= special) & (torch.rand(ids.shape, device=device) < 0.15)
+        dice = torch.rand(ids.shape, device=device)                             # of the chosen, 80 % become [MASK],
         masked = ids.where(~chosen | (dice > 0.9), tokenizer.mask_token_id)     # 10 % stay, 10 % turn into any other
         masked = masked.where(~chosen | (dice < 0.8) | (dice > 0.9), torch.randint_like(ids, special, len(tokenizer)))
         h = model.bert(masked, batch["attention_mask"]).last_hidden_state       # (B, T, H)
