@@ -790,7 +790,7 @@ def word_states(model, batch):
     return out.last_hidden_state[batch["f"]]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def over_words(model, table, outputs, device):
     """`outputs(h)` of every word, h (M, H): (N_words, D) float16 in corpus order, whatever the batching."""
     model.eval()

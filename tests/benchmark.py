@@ -1,15 +1,21 @@
 """What the stages cost beside the bare model: ratios of interleaved repetitions within one run.
 
-    python tests/benchmark.py                                        a small random encoder, random text
+    python tests/benchmark.py                                        a random encoder of 17 M parameters, random text
     python tests/benchmark.py --encoder bert-base-multilingual-cased --device cuda
     python tests/benchmark.py --data artifacts                       the sentence lengths of a real target
+    python tests/benchmark.py --profile                              where a student's and a cache's seconds go
 
-Prints a short table and, as its last line, one line of JSON. Not collected by pytest.
+Prints a short table and, as its last line, one line of JSON. Not collected by pytest. Ratios mean something on a machine
+that does nothing else; OMP_NUM_THREADS=1 makes them steadier.
 """
 
 import argparse
+import contextlib
+import cProfile
 import importlib
+import io
 import json
+import pstats
 import resource
 import statistics
 import subprocess
@@ -31,15 +37,19 @@ data, teachers, distill, evaluate = (importlib.import_module(n) for n in ("01_da
 TAGS = ["O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER"]
 GOALS = {"student training / bare model": 1.05, "padding": 1.04, "K = 4 / K = 1": 1.03, "mtmt / tsl-sim": 1.15,
          "teacher training / bare model": 1.05, "cache filling / bare forward": 1.05, "memory, 8 x the text": 1.2}  # fmt: skip
+ENCODER = dict(vocab_size=16_000, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+SHARES = ("word_states", "run_backward", "_use_grad", "clip_grad_norm_", "look_up", "collate", "__getitem__", "draw_pairs",
+          "squared_error", "similarity_loss", "teacher_similarity", "plan_batches", "optimizer_for")  # fmt: skip
 
 
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--device", help="cpu or cuda; default as the stages choose")
-    p.add_argument("--encoder", help="folder or hub name; default: a random BERT of 4 layers, 256 wide")
+    p.add_argument("--encoder", help="folder or hub name; default: a random BERT of 6 layers, 384 wide, 17 M parameters")
     p.add_argument("--data", type=Path, help="artifacts whose first target's sentence lengths to use")
-    p.add_argument("--sentences", type=int, default=256)
+    p.add_argument("--sentences", type=int, default=600)
     p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--profile", action="store_true", help="seconds by function instead of ratios")
     p.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)  # a child process: peak memory of distilling N sentences
     return p.parse_args()
 
@@ -59,7 +69,8 @@ def caches(folder, words, width, K):
     """Random caches of K teachers over a number of words, as stage 2 leaves them."""
     for k in range(K):
         for kind, tensor, D in (("recogniser", "logits", 7), ("evaluator", "vectors", width)):
-            with data.publishing(folder / "logits" / "xx" / f"{kind}-s{k}-s0", {}, {"tags": TAGS}) as partial:
+            piece = data.publishing(folder / "logits" / "xx" / f"{kind}-s{k}-s0", {}, {"tags": TAGS})
+            with contextlib.redirect_stdout(io.StringIO()), piece as partial:
                 rows = torch.cat([F.normalize(torch.randn(min(10_000, words - at), D), dim=-1).half() for at in range(0, words, 10_000)])
                 save_file({tensor: rows}, partial / "train.safetensors")
 
@@ -108,7 +119,7 @@ class Case:
 
         def run():
             for _ in range(steps):
-                with torch.set_grad_enabled(backward), data.autocast(self.model):
+                with torch.inference_mode(not backward), data.autocast(self.model):
                     out = self.model(input_ids=ids, attention_mask=mask).logits
                     loss = F.cross_entropy(out.flatten(0, 1).float(), tags) if backward else None
                 if backward:
@@ -144,6 +155,29 @@ def peak_memory(args, encoder, sentences):
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
+def toy_seconds():
+    """Seconds of each stage of the toy, cold, in processes of their own, with as many threads as torch likes."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for script in ("01_data.py", "02_teachers.py", "03_distill.py", "04_evaluate.py"):
+            begun = time.perf_counter()
+            subprocess.run([sys.executable, ROOT / script, "--artifacts", Path(folder) / "toy"], check=True, capture_output=True)
+            seconds.append(round(time.perf_counter() - begun))
+    return seconds
+
+
+def profile(title, run):
+    """Seconds by function: those of the model and of the loop around it."""
+    profiler = cProfile.Profile()
+    profiler.runcall(run)
+    calls = pstats.Stats(profiler).stats
+    total = max(cumulative for _, _, _, cumulative, _ in calls.values())
+    print(f"{title}: {total:.2f} s")
+    for (file, line, name), (_, n, _, seconds, _) in sorted(calls.items(), key=lambda item: -item[1][3]):
+        if any(part in name for part in SHARES) and seconds > 0.002 * total:
+            print(f"  {seconds / total:6.1%}  {n:6} calls  {Path(file).name}:{line} {name}")
+
+
 def bootstrap_seconds():
     """1,000 resamples of 10 targets x 12 systems x 2,000 sentences, from counts."""
     counts = np.random.default_rng(0).integers(0, 3, (1, 2000, 3, 3))
@@ -163,8 +197,7 @@ def main(args):
         folder, encoder = Path(folder), args.encoder
         if not encoder:
             encoder = folder / "encoder"
-            config = transformers.BertConfig(vocab_size=8000, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
-            transformers.BertForMaskedLM(config).save_pretrained(encoder)
+            transformers.BertForMaskedLM(transformers.BertConfig(**ENCODER)).save_pretrained(encoder)
         real = None
         if args.data:
             target = json.loads((args.data / "data" / "config.json").read_text())["targets"][0]
@@ -173,12 +206,17 @@ def main(args):
             Case(encoder, device, lengths_like("news", args.memory_of, rng), folder).student("mtmt", 4)()
             return print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
         case = Case(encoder, device, lengths_like(real or "news", args.sentences, rng), folder)
+        fill = lambda: data.over_words(case.model, case.table, case.model.classifier, device)
+        if args.profile:
+            for title, run in (("student, mtmt", case.student("mtmt", 4)), ("cache", fill)):
+                run()  # warm
+                profile(title, run)
+            return
         rows = [case.ratio("student training / bare model", case.student("tsl-sim", 4), case.bare(), args.repeats),
                 case.ratio("K = 4 / K = 1", case.student("mtmt", 4), case.student("mtmt", 1), args.repeats),
                 case.ratio("mtmt / tsl-sim", case.student("mtmt", 4), case.student("tsl-sim", 4), args.repeats),
                 case.ratio("teacher training / bare model", case.teacher(), case.bare(), args.repeats),
-                case.ratio("cache filling / bare forward", lambda: data.over_words(case.model, case.table, case.model.classifier, device),
-                           case.bare(backward=False), args.repeats)]  # fmt: skip
+                case.ratio("cache filling / bare forward", fill, case.bare(backward=False), args.repeats)]  # fmt: skip
         shares = [padding(lengths_like(p, 1500, rng)) for p in ([real] if real else ["news", "titles", "long"])]
         rows.append({"row": "padding", "ratio": round(max(shares), 3), "low": round(min(shares), 3), "high": round(max(shares), 3)})
         small, large = (peak_memory(args, encoder, n) for n in (1000, 8000))
@@ -187,9 +225,11 @@ def main(args):
     for r in rows:
         span = f"{r['low']} to {r['high']}" + (" MiB" if "memory" in r["row"] else "")
         print(f"{r['row']:32}{r['ratio']:8.3f}{span:>18}{GOALS[r['row']]:7.2f}")
-    seconds = bootstrap_seconds()
-    print(f"bootstrap of 10 targets x 12 systems x 2,000 sentences: {seconds} s")
-    print(json.dumps({"device": str(device), "torch": torch.__version__, "rows": rows, "bootstrap_seconds": seconds}))
+    bootstrap, toy = bootstrap_seconds(), toy_seconds()
+    print(f"bootstrap of 10 targets x 12 systems x 2,000 sentences: {bootstrap} s")
+    print(f"toy, four stages cold: {' + '.join(map(str, toy))} = {sum(toy)} s, goal 120")
+    print(json.dumps({"device": str(device), "torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows,
+                      "bootstrap_seconds": bootstrap, "toy_seconds": toy}))  # fmt: skip
 
 
 if __name__ == "__main__":

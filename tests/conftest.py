@@ -1,6 +1,8 @@
-"""Shared by the tests: the four stages as modules, and one tiny run of them as a subprocess would see it."""
+"""Shared by the tests: ways to run a stage, in a process of its own or in this one, and one tiny run of all four."""
 
+import contextlib
 import importlib
+import io
 import os
 import subprocess
 import sys
@@ -25,15 +27,23 @@ def stage(script, artifacts, *flags, **environment):
 
 
 def must(script, artifacts, *flags):
-    """Run one stage with its tiny settings; it has to succeed."""
+    """Run one stage with its tiny settings in a process of its own, as a user does; it has to succeed."""
     done = stage(script, artifacts, *TINY[script], *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
+def here(script, artifacts, *flags):
+    """The same in this process, which spares the seconds of the imports; returns what the stage printed."""
+    module, said = importlib.import_module(script.removesuffix(".py")), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        module.main(module.parse_args(["--artifacts", str(artifacts), *TINY[script], *map(str, flags)]))
+    return said.getvalue()
+
+
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
-    """Artifacts of the four stages on a tiny toy; tests read them, and copy before they write."""
+    """Artifacts of the four stages on a tiny toy, by subprocess; tests read them, and copy before they write."""
     artifacts = tmp_path_factory.mktemp("toy") / "artifacts"
     must("01_data.py", artifacts)
     must("02_teachers.py", artifacts, "--oracle")

@@ -1,8 +1,10 @@
-"""The four stages as a user runs them, by subprocess, on a toy cut down to seconds."""
+"""The four stages on a toy cut down to seconds: what they leave behind, for whom, and whether twice the same."""
 
 import csv
 import hashlib
+import importlib
 import json
+import random
 import shutil
 import signal
 import subprocess
@@ -14,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import ROOT, TINY, data, must
+from conftest import ROOT, TINY, data, here, must
+
+distill = importlib.import_module("03_distill")
 
 RESULTS = ["target", "method", "seed", "type", "precision", "recall", "f1", "support"]
 COMPARISONS = ["target", "method", "baseline", "delta_f1", "ci_low", "ci_high", "p"]
@@ -95,29 +99,39 @@ def test_cached_logits_are_the_checkpoints_own_in_corpus_order(toy):
 def test_a_second_run_keeps_everything(toy, tmp_path):
     artifacts = shutil.copytree(toy, tmp_path / "a")
     before = bits(artifacts)
-    said = must("02_teachers.py", artifacts)
+    said = here("02_teachers.py", artifacts)
     assert "kept" in said and "wrote" not in said
-    assert "wrote" not in must("03_distill.py", artifacts, "--methods", "tsl-sim", "mtmt")
+    assert "wrote" not in here("03_distill.py", artifacts, "--methods", "tsl-sim", "mtmt")
     assert bits(artifacts) == before
 
 
+LEAK_PROOF = [*distill.METHODS, "tsl-qaa", "mtmt-qaa"]  # every method, and both single-source ones
+CHANGES = {  # what becomes of target qac's tags, in its training text as in its gold
+    "plain": lambda tags: tags,
+    "scrambled": lambda tags: random.Random(len(tags)).sample(tags, len(tags)),
+    "blank": lambda tags: ["O"] * len(tags),
+}
+
+
 def test_with_gold_gone_and_target_tags_replaced_every_bit_is_as_it_was(tmp_path):
-    """The leak guard, with a target that is also a source, for both kinds of method and every use of teachers."""
-    languages, flags = ["qaa", "qab", "qac"], ["--sources", "qaa", "qab", "--targets", "qac", "qab", "--max-length", "32"]
-    methods = ["--methods", "tsl-sentence", "tsl-vote", "tsl-bea", "tsl-hard", "tsl-kl", "mtmt", "mtmt-teacherhead", "--rounds", "2"]
-    plain = lambda lang, split, words, tags: tags
-    blank = lambda lang, split, words, tags: ["O"] * len(tags) if lang == "qac" else tags
+    """The leak guard, over every method and rounds, with a target that is also a source and windows that cut sentences.
+
+    Once with the target's own tags and an oracle trained on them, once with them scrambled, once blank and gold removed.
+    """
     found = []
-    for name, change in (("plain", plain), ("blank", blank)):
-        corpus, artifacts = to_conll(tmp_path / f"{name}-corpus", languages, change), tmp_path / name
-        must("01_data.py", artifacts, "--data-dir", corpus, "--encoder", "scratch", *flags)
+    for name, change in CHANGES.items():
+        changed = lambda lang, split, words, tags: change(tags) if lang == "qac" else tags
+        corpus, artifacts = to_conll(tmp_path / f"{name}-corpus", ["qaa", "qab", "qac"], changed), tmp_path / name
+        here("01_data.py", artifacts, "--data-dir", corpus, "--encoder", "scratch", "--sources", "qaa", "qab",
+             "--targets", "qac", "qab", "--max-length", "32")  # fmt: skip
         if name == "blank":
             shutil.rmtree(artifacts / "gold")
-        must("02_teachers.py", artifacts)
-        must("03_distill.py", artifacts, *methods)
-        found.append(bits(artifacts))
-    assert found[0] == found[1] and len(found[0]) > 40
-    assert not any("logits/qab" in name and "qab-s" in name for name in found[0])   # its own teacher never serves it
+        here("02_teachers.py", artifacts, *["--oracle"] * (name == "plain"))
+        here("03_distill.py", artifacts, "--methods", *LEAK_PROOF, "--lambda", "0.5", "--temperature", "3")
+        here("03_distill.py", artifacts, "--methods", "mtmt", "--lambda", "0.5", "--rounds", "2", "--targets", "qac")
+        found.append({file: digest for file, digest in bits(artifacts).items() if "supervised" not in file})
+    assert found[0] == found[1] == found[2] and len([file for file in found[0] if "students/qac" in file]) >= 2 * len(LEAK_PROOF)
+    assert not any("logits/qab" in file and "qab-s" in file for file in found[0])  # its own teacher never serves it
 
 
 def test_an_array_of_jobs_gives_the_bits_of_one_run_and_another_seed_gives_others(toy, tmp_path):
@@ -150,10 +164,10 @@ def odd(tmp_path_factory):
     (corpus / "qac" / "test.txt").write_text("\n".join(f"{w} {t}" for w, t in LONG) + "\n")
     (corpus / "new").mkdir()
     (corpus / "new" / "text.txt").write_text("Anna ditu le pona.\n\nKala, ne Oslo!\n" * 20)
-    must("01_data.py", folder / "a", "--data-dir", corpus, "--sources", "qaa", "qab", "--targets", "qac", "new", "--encoder", "scratch")
-    must("02_teachers.py", folder / "a")
-    must("03_distill.py", folder / "a", "--methods", "tsl-sim", "mtmt")
-    must("04_evaluate.py", folder / "a", "--predictions")
+    here("01_data.py", folder / "a", "--data-dir", corpus, "--sources", "qaa", "qab", "--targets", "qac", "new", "--encoder", "scratch")
+    here("02_teachers.py", folder / "a")
+    here("03_distill.py", folder / "a", "--methods", "tsl-sim", "mtmt")
+    here("04_evaluate.py", folder / "a", "--predictions")
     return folder / "a"
 
 

@@ -89,9 +89,19 @@ def test_notebooks_are_small_and_were_run_from_top_to_bottom_without_an_error(pa
     assert "colab.research.google.com" in path.read_text()
 
 
+@pytest.fixture(scope="module")
+def executing(toy, tmp_path_factory):
+    """{notebook: (process that executes it, where its errors go)}, all started at once."""
+    out, jupyter, jobs = tmp_path_factory.mktemp("notebooks"), Path(sys.executable).with_name("jupyter-execute"), {}
+    for path in NOTEBOOKS:
+        with open(out / f"{path.stem}.txt", "w") as errors:
+            command = [jupyter, path, f"--output={out / path.name}", "--timeout=600"]
+            job = subprocess.Popen(command, cwd=ROOT / "notebooks", env=os.environ | {"ARTIFACTS": str(toy)}, stderr=errors)
+        jobs[path] = job, out / f"{path.stem}.txt"
+    return jobs
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebooks_execute_on_toy_artifacts(path, toy, tmp_path):
-    jupyter = Path(sys.executable).with_name("jupyter-execute")
-    command = [jupyter, str(path), f"--output={tmp_path / path.name}", "--timeout=600"]
-    done = subprocess.run(command, cwd=ROOT / "notebooks", env=os.environ | {"ARTIFACTS": str(toy)}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_notebooks_execute_on_toy_artifacts(path, executing):
+    job, errors = executing[path]
+    assert job.wait() == 0, errors.read_text()[-3000:]
