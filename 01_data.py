@@ -34,6 +34,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # or a CPU keeps compiled code for every shape of batch
+
 import datasets
 import huggingface_hub
 import numpy as np

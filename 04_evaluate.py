@@ -260,7 +260,7 @@ def summary(results, comparisons, resampled, config, directs, bests, mode):
     stronger = {name: dict.fromkeys(targets, name) for name in ("direct-pooled", "ensemble", "tsl-sim") if name in f1}
     stronger |= {"best source by weight": bests} if bests else {}
     lines += ["## Gain over stronger baselines, mean over targets", ""]
-    rows = [[m, *(gain_cell(f1, resampled, m, b) for b in stronger.values())] for m in STYLE if m in f1]
+    rows = [[m, *(gain_cell(f1, resampled, m, b) for b in stronger.values())] for m in f1 if not is_oracle(m)]
     lines += markdown(["method", *stronger], rows)
     if bests:
         chosen = ", ".join(f"{best} for {target}" for target, best in bests.items())

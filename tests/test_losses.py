@@ -209,6 +209,11 @@ def test_pairs_of_a_batch_with_one_class_one_word_or_none(classes, expected):
     assert len(i) == len(j) == expected
 
 
+def test_pairs_grow_with_the_words_and_not_with_their_square():
+    classes = torch.randint(0, 7, (200_000,), generator=torch.Generator().manual_seed(0))
+    assert len(data.draw_pairs(classes, torch.Generator().manual_seed(0))[0]) == 400_000  # all pairs: 160 GB of indices
+
+
 def test_teacher_weights_follow_equation_4():
     scores = torch.tensor([[2.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
     flat = scores.flatten().tolist()
@@ -257,6 +262,51 @@ def test_positions_outside_the_mask_get_exactly_no_gradient(model):
     hook.remove()
     gradient = grown[0].grad.abs().sum(-1)
     assert (gradient[~batch["f"]] == 0).all() and (gradient[batch["f"]] > 0).all()
+
+
+@pytest.mark.parametrize("name", ["tsl-sim", "tsl-kl", "mtmt", "mtmt-noalpha", "mtmt-nobeta", "mtmt-nogamma", "mtmt-noweights", "mtmt-nosim"])
+def test_the_total_that_a_student_minimises_is_equation_9_in_a_plain_loop(name):
+    import transformers
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                                     num_labels=C, hidden_dropout_prob=0, attention_probs_dropout_prob=0)  # fmt: skip
+    student, seen, tau = transformers.BertForTokenClassification(config), [], 2.0
+
+    class Crowd:
+        def look_up(self, batch, device, tau):
+            with torch.no_grad():
+                h = data.word_states(student, batch)
+                z = student.classifier(h)
+            torch.manual_seed(1)
+            p, v, w = torch.randn(len(h), C).softmax(-1), F.normalize(torch.randn(K, len(h), H), dim=-1), torch.tensor([0.5, 0.3, 0.2])
+            seen.append((h, z, p, v, w))
+            return p, v, w
+
+    method = distill.SHARED | distill.METHODS[name]
+    args = type("Args", (), {"lam": 0.7, "temperature": tau})
+    recipe = {"lr": 1e-3, "epochs": 1, "batch_size": 8, "freeze": 0}             # all three sentences are one batch
+    log = distill.train(student, data.datasets.Dataset.from_dict(rows(9, 12, 10)), Crowd(), method, recipe, args, 0)
+    (h, z, p, v, w), = seen
+    pairs = [x.tolist() for x in data.draw_pairs(p.argmax(-1), torch.Generator().manual_seed(0))]
+    z, h, p = z.tolist(), h.tolist(), p.tolist()
+    if name == "tsl-kl":
+        soft = [softmax([x / tau for x in row]) for row in z]
+        ner = [tau**2 * sum(a * math.log(a / b) for a, b in zip(*x)) for x in zip(p, soft)]
+    else:
+        ner = [sum((a - b) ** 2 for a, b in zip(*x)) for x in zip(p, map(softmax, z))]
+    expected = sum(ner) / len(ner)
+    if method["pairs"]:
+        total = 0.0
+        for i, j in zip(*pairs):
+            t = sum(w[k].item() * sigmoid(cosine(v[k, i].tolist(), v[k, j].tolist())) for k in range(K))
+            q = sigmoid(cosine(h[i], h[j]))
+            bce = -t * math.log(q) - (1 - t) * math.log(1 - q)
+            a = (lambda n: max(p[n]) ** 2) if method["alpha"] else lambda n: 1
+            b = min(1, (2 * t - 1) ** 2 + 0.5) if method["beta"] else 1
+            g = 1 - abs(sigmoid(cosine(p[i], p[j])) - t) if method["gamma"] else 1
+            total += g * (a(i) * ner[i] + a(j) * ner[j]) / 2 + 0.7 * method["similarity"] * g * b * bce
+        expected = total / len(pairs[0])
+    assert log[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_freezing_three_layers_leaves_ten_and_eleven_free(model):

@@ -105,6 +105,13 @@ def test_a_second_run_keeps_everything(toy, tmp_path):
     assert bits(artifacts) == before
 
 
+def test_students_need_no_teacher_but_its_cache(toy, tmp_path):
+    artifacts = shutil.copytree(toy, tmp_path / "a", ignore=shutil.ignore_patterns("teachers", "students", "gold"))
+    here("03_distill.py", artifacts, "--methods", "tsl-sim", "mtmt")
+    made = bits(artifacts, "students/**/*.safetensors")
+    assert len(made) == 8 and made.items() <= bits(toy, "students/**/*.safetensors").items()
+
+
 LEAK_PROOF = [*distill.METHODS, "tsl-qaa", "mtmt-qaa"]  # every method, and both single-source ones
 CHANGES = {  # what becomes of target qac's tags, in its training text as in its gold
     "plain": lambda tags: tags,
