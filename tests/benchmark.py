@@ -50,7 +50,7 @@ def parse_args():
     p.add_argument("--sentences", type=int, default=600)
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--profile", action="store_true", help="seconds by function instead of ratios")
-    p.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)  # a child process: peak memory of distilling N sentences
+    p.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)  # a child process: METHOD N, peak memory of distilling N sentences
     return p.parse_args()
 
 
@@ -149,9 +149,9 @@ def padding(lengths):
     return sum(len(b) * max(lengths[r] for r in b) for b in batches) / sum(lengths)
 
 
-def peak_memory(args, encoder, sentences):
+def peak_memory(args, encoder, method, sentences):
     """Peak resident memory in MiB of a process that distils `sentences` sentences of unlabelled text."""
-    command = [sys.executable, __file__, "--encoder", str(encoder), "--memory-of", str(sentences), "--device", args.device or "cpu"]
+    command = [sys.executable, __file__, "--encoder", str(encoder), "--memory-of", method, str(sentences), "--device", args.device or "cpu"]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
@@ -203,7 +203,8 @@ def main(args):
             target = json.loads((args.data / "data" / "config.json").read_text())["targets"][0]
             real = list(datasets.load_from_disk(str(args.data / "data" / "targets" / target / "train"))["length"])
         if args.memory_of:
-            Case(encoder, device, lengths_like("news", args.memory_of, rng), folder).student("mtmt", 4)()
+            method, sentences = args.memory_of
+            Case(encoder, device, lengths_like("news", int(sentences), rng), folder).student(method, 4)()
             return print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
         case = Case(encoder, device, lengths_like(real or "news", args.sentences, rng), folder)
         fill = lambda: data.over_words(case.model, case.table, case.model.classifier, device)
@@ -219,12 +220,13 @@ def main(args):
                 case.ratio("cache filling / bare forward", fill, case.bare(backward=False), args.repeats)]  # fmt: skip
         shares = [padding(lengths_like(p, 1500, rng)) for p in ([real] if real else ["news", "titles", "long"])]
         rows.append({"row": "padding", "ratio": round(max(shares), 3), "low": round(min(shares), 3), "high": round(max(shares), 3)})
-        small, large = (peak_memory(args, encoder, n) for n in (1000, 8000))
+        small, large, tsl = (peak_memory(args, encoder, *case) for case in (("mtmt", 1000), ("mtmt", 8000), ("tsl-sim", 1000)))
         rows.append({"row": "memory, 8 x the text", "ratio": round(large / small, 3), "low": small, "high": large})
+        rows.append({"row": "memory, mtmt / tsl-sim", "ratio": round(small / tsl, 3), "low": tsl, "high": small})
     print(f"{'':32}{'ratio':>8}{'range':>18}{'goal':>7}")
     for r in rows:
         span = f"{r['low']} to {r['high']}" + (" MiB" if "memory" in r["row"] else "")
-        print(f"{r['row']:32}{r['ratio']:8.3f}{span:>18}{GOALS[r['row']]:7.2f}")
+        print(f"{r['row']:32}{r['ratio']:8.3f}{span:>18}{GOALS.get(r['row'], '-'):>7}")
     bootstrap, toy = bootstrap_seconds(), toy_seconds()
     print(f"bootstrap of 10 targets x 12 systems x 2,000 sentences: {bootstrap} s")
     print(f"toy, four stages cold: {' + '.join(map(str, toy))} = {sum(toy)} s, goal 120")
