@@ -11,8 +11,9 @@ Writes  artifacts/data/sources/<lang>/{train,dev}   windows with tags
         artifacts/encoder/                          with --encoder scratch: a small BERT pretrained on the text
         artifacts/report.csv                        what the data doctor counted and repaired
 
-The second half of this file is what later stages borrow: how mistakes are told (UserError, Parser), how an artifact is
-published, opened and read in batches, and how an encoder is loaded.
+Below the double line stand the helpers of all four stages: how mistakes are told (UserError, explained, Parser), how a
+piece of artifacts/ is published, opened and read in batches, how an encoder is loaded. At a first reading take such a
+name for what it says, and look there later.
 """
 
 import argparse
@@ -95,14 +96,16 @@ def parse_args(argv=None):
 # Six languages in two families with known truth. A proto-lexicon splits by regular sound changes. Family qa is head
 # first (verb before object, case word before its name); family qb mirrors those rules and capitalises every noun.
 
-SOUND_CHANGES = {
+SOUND_CHANGES = {  # ("pkw", "fxv"): p becomes f, k becomes x, w becomes v
     "qa": ("pkw", "fxv"), "qaa": ("e", "i"), "qab": ("dz", "tc"), "qac": ("x", "h"),
     "qb": ("bgsu", "vhzo"), "qba": ("r", "l"), "qbb": ("m", "n"), "qbc": ("zo", "ca"),
 }  # fmt: skip
 NEW_WORDS = {2: 0.3, 3: 0.1}  # share of its lexicon that a family (two letters), then a daughter (three), replaced
 LEXICON = {"noun": 60, "verb": 20, "adjective": 20, "title": 4, "in": 2, "from": 2, "company": 5, "meet": 4, "the": 2,
            "first": 60, "last": 60, "town": 60, "brand": 50}  # fmt: skip
-GRAMMAR = {  # which type a name has, only its neighbours tell: towns and firms are named after people now and then
+# GRAMMAR: capitals are rules, lower case a word of that class, TYPE:class+class a name; a line twice is twice as likely.
+# Which type a name has, only its neighbours tell: towns and firms are named after people now and then.
+GRAMMAR = {
     "SENTENCE": ["WHO ACT"],
     "WHO": ["THING", "PERSON", "PERSON", "FIRM"],
     "ACT": ["verb THING", "verb FIRM", "meet PERSON", "verb THING PLACE", "verb FIRM PLACE", "meet PERSON PLACE"],
@@ -197,6 +200,7 @@ def read_conll(path):
 def tag_scheme(tag_lists):
     """Name the scheme: IOBES (or BILOU), IOB1 (I- opens entities, B- only splits neighbours of one type), or IOB2."""
     prefixes = {tag[0] for tags in tag_lists for tag in tags}
+    # those of tags whose type differs from the tag before, which must open an entity
     opening = {tag[0] for tags in tag_lists for before, tag in zip(["O", *tags], tags) if tag[2:] not in ("", before[2:])}
     return "IOBES" if prefixes & set("ESLUM") else "IOB1" if "I" in opening and "B" not in opening else "IOB2"
 
@@ -311,7 +315,7 @@ def read_corpora(args, sources, targets):
 
 
 def shared_types(corpora, sources, wanted):
-    """Entity types the student will know, by the SOURCES' training tags alone: a target's labels have no say."""
+    """Entity types the student will know, by the sources' training tags: a language that is no source has no say."""
     found = {s: {t[2:] for _, tags in corpora[s]["train"] for t in tags} - {""} for s in sources}
     shared = set.intersection(*found.values())
     if wanted and not set(wanted) <= shared:
@@ -373,7 +377,7 @@ def encode(sentences, tokenizer, max_length, tag_ids=None):
     input_ids, length (sub-tokens), first (position of the first sub-token of each scored word: the mask f),
     and tags where tag_ids is given. The mask comes from the tokenisation, never from tags.
     """
-    probe = tokenizer("a", return_special_tokens_mask=True)
+    probe = tokenizer("a", return_special_tokens_mask=True)  # what surrounds a sentence, e.g. [CLS] and [SEP]
     inner = probe["special_tokens_mask"].index(0)
     before = probe["input_ids"][:inner]
     after = probe["input_ids"][len(probe["input_ids"]) - probe["special_tokens_mask"][::-1].index(0):]
@@ -384,9 +388,9 @@ def encode(sentences, tokenizer, max_length, tag_ids=None):
         pieces = [[] for _ in words]
         for word, piece in zip(encoding.word_ids(), encoding["input_ids"]):
             pieces[word].append(piece)
-        pieces = [p[:capacity] or [tokenizer.unk_token_id] for p in pieces]  # no word is dropped
+        pieces = [p[:capacity] or [tokenizer.unk_token_id] for p in pieces]  # a word may be cut, none is dropped
         for start, stop, lo, hi in cut([len(p) for p in pieces], capacity):
-            at = list(itertools.accumulate((len(p) for p in pieces[start:stop]), initial=len(before)))
+            at = list(itertools.accumulate((len(p) for p in pieces[start:stop]), initial=len(before)))  # words' first pieces
             row = {"sentence": number, "start": seen, "words": words[lo:hi]}
             row["input_ids"] = before + sum(pieces[start:stop], []) + after
             row |= {"length": len(row["input_ids"]), "first": at[lo - start: hi - start]}
@@ -435,9 +439,9 @@ def pretrain(texts, seed, device):
         ids = batch["input_ids"]                                                # (B, T)
         special = len(tokenizer.all_special_ids)                                # they come first and are not masked
         chosen = (ids >= special) & (torch.rand(ids.shape, device=device) < 0.15)
-        dice = torch.rand(ids.shape, device=device)                             # of the chosen, 80 % become [MASK],
-        masked = ids.where(~chosen | (dice > 0.9), tokenizer.mask_token_id)     # 10 % stay, 10 % turn into any other
-        masked = masked.where(~chosen | (dice < 0.8) | (dice > 0.9), torch.randint_like(ids, special, len(tokenizer)))
+        dice, noise = torch.rand(ids.shape, device=device), torch.randint_like(ids, special, len(tokenizer))
+        masked = ids.masked_fill(chosen & (dice < 0.8), tokenizer.mask_token_id)     # 80 % of the chosen: [MASK]
+        masked = torch.where(chosen & (dice >= 0.8) & (dice < 0.9), noise, masked)   # 10 %: any sub-token; 10 % stay
         h = model.bert(masked, batch["attention_mask"]).last_hidden_state       # (B, T, H)
         loss = torch.nn.functional.cross_entropy(model.cls(h[chosen]), ids[chosen])
         loss.backward()
@@ -560,18 +564,24 @@ def positive(text):
     return int(text)
 
 
-def above_zero(text):
+def not_negative(text):
     try:
-        if 0 < float(text) < float("inf"):
+        if 0 <= float(text) < float("inf"):
             return float(text)
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+
+
+def above_zero(text):
+    if not_negative(text) == 0:
+        raise argparse.ArgumentTypeError("0 is not above zero")
+    return float(text)
 
 
 def seed(text):
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    if not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 4294967295")
     return int(text)
 
 
@@ -610,7 +620,8 @@ def run(stage):
 
 
 # ------------------------------------------------------------------------ pieces of artifacts/
-# A piece is a folder with a config.json that says what it was made from and the digest of every file in it.
+# A piece is a folder with a config.json that holds the digest of every file in it and, under made_from, the flags that
+# mattered and the fingerprints of the pieces that it was made from: made_from["pieces"] = {"teachers/...": fingerprint}.
 
 def fingerprint(thing):
     """Short hash of anything JSON can hold."""
@@ -648,8 +659,8 @@ def finished(folder, made_from, overwrite=False):
     if not folder.exists():
         return False
     try:
-        had = opened(folder, "the same script")["made_from"]
-        wants = json.loads(json.dumps(made_from))
+        had, wants = opened(folder, "the same script")["made_from"], json.loads(json.dumps(made_from))
+        had, wants = (x | x.get("pieces", {}) | {"pieces": None} for x in (had, wants))  # so that each is named
         changed = [k for k in sorted({*had, *wants}) if had.get(k) != wants.get(k)]
         if not changed:
             print(f"  kept  {folder}")
@@ -660,6 +671,25 @@ def finished(folder, made_from, overwrite=False):
     if not overwrite:
         raise UserError(f"{folder}: {problem}: pass --overwrite to replace it, or --artifacts for another folder")
     return False
+
+
+def is_current(artifacts, name, of):
+    """Is a piece made from the pieces that are there now, and they from theirs? One that was removed is not asked.
+
+    of: fingerprints of the parts of data/, from open_data
+    """
+    def config_of(name):
+        path = artifacts / name / "config.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    for other, found in config_of(name)["made_from"].get("pieces", {}).items():
+        if other.startswith("data/"):
+            if of.get(other) != found:
+                return False
+        elif config := config_of(other):
+            if fingerprint(config["files"]) != found or not is_current(artifacts, other, of):
+                return False
+    return True
 
 
 def is_alive(pid):
@@ -693,27 +723,30 @@ def publishing(folder, made_from, facts=None):
         versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "datasets")}
         config |= {**(facts or {}), "made_from": made_from, "files": digests(partial), "versions": versions}
         path.write_text(json.dumps(config | {"seconds": round(time.time() - begun, 1)}, indent=1))
-        if folder.exists() and not replaces:
+        try:
+            if replaces and folder.exists():
+                shutil.rmtree(folder.rename(partial.with_suffix(".old.partial")))
+            partial.rename(folder)
+            print(f"  wrote {folder}  ({time.time() - begun:.0f} s)")
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or not folder.exists():
+                raise
             print(f"  kept  {folder}  (another process was first)")
-            return
-        if folder.exists():
-            shutil.rmtree(folder.rename(partial.with_suffix(".old.partial")))
-        partial.rename(folder)
-        print(f"  wrote {folder}  ({time.time() - begun:.0f} s)")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def open_data(artifacts):
-    """config.json of data/, with each language's own fingerprint under "of"."""
+    """config.json of data/, with fingerprints of its parts under "of": data/sources, data/sources/en, data/targets/sw"""
     config = opened(artifacts / "data", "01_data.py")
     found = encoder_fingerprint(encoder_path(artifacts, config["encoder"]))
     if found != config["encoder_fingerprint"]:
         raise UserError(f"encoder {config['encoder']} has changed since stage 1: run python 01_data.py again, with its flags "
                         "and --overwrite")  # fmt: skip
     names = {"/".join(name.split("/")[:2]) for name in config["files"]}
-    config["of"] = {name: fingerprint({f: d for f, d in config["files"].items() if f.startswith(name + "/")} | {
+    config["of"] = {f"data/{name}": fingerprint({f: d for f, d in config["files"].items() if f.startswith(name + "/")} | {
         "tags": config["tags"], "encoder": found}) for name in names}  # fmt: skip
+    config["of"]["data/sources"] = fingerprint(config["sources"])  # which there are
     return config
 
 
@@ -754,9 +787,10 @@ def plan_batches(table, batch_size, rng=None):
 
 
 def collate(rows, device):
-    """Pad a batch: input_ids, attention_mask, f (B, T); sentence (M,) and tags (M,) by scored word.
+    """Pad a batch: input_ids, attention_mask and f (B, T), f True at the first sub-token of each of the M scored words.
 
-    Spans are the words' (start, stop) in the corpus, a pair a row. Padding is masked, so any id will do for it.
+    row_sentence (B,), sentence (M,) and tags (M,) if there are any; spans: for every row, where its words stand in the
+    corpus, (start, stop), by which caches are looked up. Padding is masked, so any id will do for it.
     """
     ids = [torch.tensor(x) for x in rows["input_ids"]]
     counts = torch.tensor([len(first) for first in rows["first"]])
@@ -797,14 +831,15 @@ def over_words(model, table, outputs, device):
     """`outputs(h)` of every word, h (M, H): (N_words, D) float16 in corpus order, whatever the batching."""
     model.eval()
     result = None
-    for _, batch in epochs(table, 1, 64, None, device, "every word once"):
+    for _, batch in epochs(table, 1, 64, None, device, "every word once"):  # one pass, unshuffled, no training
         with autocast(model):
             values = outputs(word_states(model, batch)).half().cpu()
         if result is None:
             result = torch.empty(sum(map(len, table["first"])), values.shape[1], dtype=torch.float16)
         at = 0
-        for start, stop in batch["spans"]:
-            result[start:stop], at = values[at: at + stop - start], at + stop - start
+        for start, stop in batch["spans"]:  # batches are sorted by length: back to corpus order
+            result[start:stop] = values[at: at + stop - start]
+            at += stop - start
     return result
 
 
@@ -814,20 +849,23 @@ def draw_pairs(classes, generator):
     The other class is drawn first, each as likely as the next: among words drawn alike nearly all would be O, and
     nobody would learn to tell a person from a place. A word without such a partner is left out.
     classes (M,)  ->  i, j (P,), P <= 2 M, so memory is linear in M
+
+    Classes [0, 0, 1, 0, 1], say, give order [0, 1, 3, 2, 4], begin [0, 3] and size [3, 2]. A word's equal partner stands
+    1 to size - 1 steps further on in its group, round and round, so it is never the word itself.
     """
     M, words = len(classes), torch.arange(len(classes), device=classes.device)
     order = torch.argsort(classes, stable=True)                                  # words grouped by class
     place = torch.empty_like(order).index_copy_(0, order, words)                 # and where each word stands there
     _, group, size = torch.unique(classes, return_inverse=True, return_counts=True)
-    begin, G = size.cumsum(0) - size, len(size)
+    begin, G = size.cumsum(0) - size, len(size)                                  # where each group begins; groups
     dice = torch.rand(3, M, generator=generator).to(classes.device)
-    step = 1 + (dice[0] * (size[group] - 1)).long()                              # further on in the group, as on a ring
+    step = 1 + (dice[0] * (size[group] - 1)).long()
     equal = begin[group] + (place - begin[group] + step) % size[group]
-    other = (group + 1 + (dice[1] * (G - 1)).long()) % max(G, 1)                 # another class, as on a ring
+    other = (group + 1 + (dice[1] * (G - 1)).long()) % max(G, 1)                 # never its own; an empty batch has G = 0
     unequal = begin[other] + (dice[2] * size[other]).long()
     has_equal, has_unequal = size[group] > 1, torch.full_like(words, G > 1, dtype=torch.bool)
     i = torch.cat([words[has_equal], words[has_unequal]])
-    return i, torch.cat([order[equal[has_equal]], order[unequal[has_unequal]]])
+    return i, torch.cat([order[equal[has_equal]], order[unequal[has_unequal]]])  # places back to words
 
 
 # ------------------------------------------------------------------------ encoders and optimisers
@@ -853,7 +891,12 @@ def encoder_path(artifacts, name):
 
 def encoder_fingerprint(encoder):
     """Hash of a folder's files; a hub name stands for itself, and its cache is checked by the hub's own library."""
-    return fingerprint(digests(encoder)) if isinstance(encoder, Path) else fingerprint(encoder)
+    if not isinstance(encoder, Path):
+        return fingerprint(encoder)
+    with explained(f"encoder {encoder}: cannot read its config.json", "run python 01_data.py again, with --overwrite"):
+        path = encoder / "config.json"  # less what differs between two runs
+        config = json.loads(path.read_text()) if path.exists() else {}
+        return fingerprint([digests(encoder), {k: v for k, v in config.items() if k not in ("versions", "seconds")}])
 
 
 def check_length(encoder, max_length):

@@ -18,6 +18,7 @@ Equation numbers are those of the README's section on the method.
 import importlib
 import json
 import os
+import shutil
 
 import datasets
 import numpy as np
@@ -52,17 +53,20 @@ def parse_args(argv=None):
     p.add_argument("--epochs", type=data.positive, help="passes over the source")
     p.add_argument("--batch-size", type=data.positive, help="sentences of average length a step")
     p.add_argument("--freeze", type=int, help="bottom layers kept as they are, with the embeddings; 0 trains all")
-    p.add_argument("--tau", choices=["variance", "std"], default="variance", help="temperature of the weights, Eq. (4)")
+    p.add_argument("--tau", choices=["variance", "std"], default="variance", help="rule for the weights' temperature tau_w, Eq. (4)")
     data.common_flags(p)
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.round > 1 and (args.sources or args.oracle):
+        raise data.UserError("--round is of all sources of a target and of no oracle: drop --sources and --oracle")
+    return args
 
 
 # ------------------------------------------------------------------------ the two teachers
 
 def recogniser_loss(model, batch, generator):
-    """Eq. (1): cross-entropy over the scored words f."""
+    """Eq. (1): cross-entropy over the scored words f. It draws nothing; evaluator_loss needs the generator."""
     logits = model.classifier(model.dropout(data.word_states(model, batch)))     # (M, C)
-    known = (batch["tags"] != IGNORED).sum().clamp_min(1)                        # a batch may have none in rounds
+    known = (batch["tags"] != IGNORED).sum().clamp_min(1)                        # of pseudo-labels perhaps none
     return F.cross_entropy(logits.float(), batch["tags"], ignore_index=IGNORED, reduction="sum") / known
 
 
@@ -75,18 +79,19 @@ def evaluator_loss(model, batch, generator):
     v, tags = data.word_states(model, batch)[known].float(), batch["tags"][known]
     i, j = data.draw_pairs(tags, generator)                                      # (P,), (P,)
     cos = F.cosine_similarity(v[i], v[j], dim=-1)
-    return F.binary_cross_entropy_with_logits(cos, (tags[i] == tags[j]).float(), reduction="sum") / max(1, len(i))
+    same = (tags[i] == tags[j]).float()
+    return F.binary_cross_entropy_with_logits(cos, same, reduction="sum") / max(1, len(i))  # takes the sigmoid of cos itself
 
 
 def train(model, table, loss_of, recipe, seed, title):
     """Fine-tune `model` on a tagged table, keep the last step's weights as TSL does, return the mean loss by epoch."""
-    torch.manual_seed(seed)
-    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)                                                      # of dropout
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)  # of batches, of pairs
     device = next(model.parameters()).device
     data.freeze(model, recipe["freeze"])
     steps = len(data.plan_batches(table, recipe["batch_size"]))
     optimizer, schedule = data.optimizer_for(model, recipe["lr"], recipe["epochs"] * steps)
-    scaler = torch.amp.GradScaler(device.type, enabled=data.needs_scaler(device))
+    scaler = torch.amp.GradScaler(device.type, enabled=data.needs_scaler(device))  # for fp16; elsewhere it does nothing
     losses = torch.zeros(recipe["epochs"], device=device)
     model.train()
     for epoch, batch in data.epochs(table, recipe["epochs"], recipe["batch_size"], rng, device, title):
@@ -106,8 +111,8 @@ def train(model, table, loss_of, recipe, seed, title):
 def tag_score(model, table, tags, device):
     """Micro F1 in percent of a recogniser on the windows of a tagged table (seqeval, conlleval reading)."""
     logits = data.over_words(model, table, model.classifier, device)
-    rows = [np.add(row["start"], range(len(row["tags"]))) for row in table]
-    predicted = [[tags[c] for c in logits[row].argmax(-1)] for row in rows]
+    found = [logits[row["start"]: row["start"] + len(row["tags"])].argmax(-1) for row in table]
+    predicted = [[tags[c] for c in row] for row in found]
     gold = [[tags[c] for c in row["tags"]] for row in table]
     return round(100 * float(seqeval.metrics.f1_score(gold, predicted, zero_division=0)), 2)
 
@@ -164,6 +169,12 @@ class LanguageSimilarity(torch.nn.Module):
         return self.U(g) @ self.V(self.mu).T                                     # (N, K)
 
 
+def language_loss(model, g, k):
+    """Cross-entropy of (3) and the ridge that keeps language embeddings apart.  g (B, H), k (B,) the sentences' sources"""
+    E = model.mu
+    return F.cross_entropy(model(g), k) + SIMILARITY["ridge"] * (E @ E.T - torch.eye(len(E))).square().sum()  # K x K
+
+
 def train_similarity(features, seed=0):
     """Fit (3) on the sources' sentences. features: {source: (N_k, H)}."""
     torch.manual_seed(seed)
@@ -173,17 +184,14 @@ def train_similarity(features, seed=0):
     optimizer = torch.optim.AdamW(model.parameters(), lr=SIMILARITY["lr"], weight_decay=SIMILARITY["weight_decay"])
     for _ in range(SIMILARITY["epochs"]):
         for rows in torch.randperm(len(g)).split(SIMILARITY["batch_size"]):
-            E = model.mu
-            ridge = (E @ E.T - torch.eye(len(E))).square().sum()                 # ||E E^T - I||_F^2, K x K
-            loss = F.cross_entropy(model(g[rows]), k[rows]) + SIMILARITY["ridge"] * ridge
             optimizer.zero_grad()
-            loss.backward()
+            language_loss(model, g[rows], k[rows]).backward()
             optimizer.step()
     return model
 
 
 def teacher_weights(scores, tau_rule):
-    """Eq. (4): a = softmax(l / tau) per sentence, tau the variance of all of the target's scores; w = mean of a.
+    """Eq. (4): a = softmax(l / tau_w) per sentence, tau_w the variance of all N K scores of the target; w = mean of a.
 
     scores (N, K)  ->  a (N, K), w (K,)
     """
@@ -210,17 +218,25 @@ class Stage:
     def table(self, name):
         return datasets.load_from_disk(str(self.artifacts / "data" / name))
 
+    def parts(self, *names):
+        """{part of data/: its fingerprint}"""
+        return {f"data/{name}": self.of[f"data/{name}"] for name in names}
+
     def teachers_of(self, target):
         """The sources that may teach a target: all but itself."""
         return [s for s in self.config["sources"] if s != target]
 
-    def teacher(self, name, kind, tables, inputs, dev=None, seed=0, start=None):
-        """Train one recogniser or evaluator unless it is there."""
+    def teacher(self, name, kind, tables, pieces, dev=None, seed=0, start=None):
+        """Train one recogniser or evaluator unless it is there.
+
+        tables: a function that gives its training tables, so that nothing is read for a teacher that is kept; pieces:
+        what they and it are made from; start: the folder of a teacher to go on from.
+        """
         folder = self.artifacts / "teachers" / name
-        made_from = {"inputs": inputs, "seed": seed, "kind": kind, **self.recipe}
+        made_from = {"pieces": pieces, "seed": seed, "kind": kind, **self.recipe}
         if data.finished(folder, made_from, self.args.overwrite):
             return
-        facts = {"tags": self.tags}
+        facts = {"tags": self.tags, "dev": {}}
         with data.publishing(folder, made_from, facts) as partial:
             table = datasets.concatenate_datasets(tables())
             model = data.load_tagger(start or self.encoder, self.tags, seed, self.device)
@@ -232,14 +248,15 @@ class Stage:
                 facts["dev"] = {"f1": tag_score(model, self.table(dev), self.tags, self.device)}
             model.half().save_pretrained(partial)  # teachers only answer from here on: half the disk
             transformers.AutoTokenizer.from_pretrained(self.encoder).save_pretrained(partial)
-        scores = "".join(f", source dev {score} {value}" for score, value in facts.get("dev", {}).items())
+        scores = "".join(f", source dev {score} {value}" for score, value in facts["dev"].items())
         print(f"        {name}: loss {facts['loss'][-1]:.4f}{scores}")
 
     def cache(self, target, name, teacher=None):
         """Run one teacher once over every word of a target's train and test text."""
-        folder, source = self.artifacts / "logits" / target / name, self.artifacts / "teachers" / (teacher or name)
-        teacher_config = data.opened(source, "02_teachers.py")
-        made_from = {"teacher": data.fingerprint(teacher_config["files"]), "target": self.of[f"targets/{target}"]}
+        teacher = f"teachers/{teacher or name}"
+        folder, source = self.artifacts / "logits" / target / name, self.artifacts / teacher
+        found = data.fingerprint(data.opened(source, "02_teachers.py")["files"])
+        made_from = {"pieces": {teacher: found} | self.parts(f"targets/{target}")}
         if data.finished(folder, made_from, self.args.overwrite):
             return
         with data.publishing(folder, made_from, {"tags": self.tags}) as partial:
@@ -257,7 +274,7 @@ class Stage:
     def similarity(self):
         """Fit the language-similarity model and write every target's weights."""
         folder = self.artifacts / "teachers" / "similarity"
-        made_from = {"inputs": [self.of[f"sources/{s}"] for s in self.config["sources"]], **SIMILARITY}
+        made_from = {"pieces": self.parts("sources", *(f"sources/{s}" for s in self.config["sources"])), **SIMILARITY}
         if not data.finished(folder, made_from, self.args.overwrite):
             with data.publishing(folder, made_from) as partial:
                 features = {s: sentence_features(self.encoder, self.table(f"sources/{s}/train"), self.device)
@@ -266,25 +283,30 @@ class Stage:
         fitted = data.fingerprint(data.opened(folder, "02_teachers.py")["files"])
         for target in self.targets:
             folder, file = self.artifacts / "weights" / target, self.artifacts / "weights" / f"{target}.json"
-            made_from = {"similarity": fitted, "target": self.of[f"targets/{target}"], "tau": self.args.tau}
-            # The JSON stands outside the folder, so that editing weights by hand breaks no digest.
-            if data.finished(folder, made_from, self.args.overwrite) and file.exists():
-                continue
-            with data.publishing(folder, made_from) as partial:
-                state = load_file(self.artifacts / "teachers" / "similarity" / "model.safetensors")
-                model = LanguageSimilarity(state["mu"])
-                model.load_state_dict(state)
-                others = self.teachers_of(target)
-                keep = [self.config["sources"].index(s) for s in others]
-                features = sentence_features(self.encoder, self.table(f"targets/{target}/train"), self.device)
-                with torch.no_grad():
-                    a, w = teacher_weights(model(features)[:, keep], self.args.tau)
-                save_file({"sentence": a.half(), "features": features.half()}, partial / "sentences.safetensors")
-                weights = dict(zip(others, w.tolist()))
+            made_from = {"pieces": {"teachers/similarity": fitted} | self.parts(f"targets/{target}"), "tau": self.args.tau}
+            if not data.finished(folder, made_from, self.args.overwrite):
+                file.unlink(missing_ok=True)
+                self.weigh(target, folder, made_from)
+            if not file.exists():  # a copy outside the folder, so that editing weights by hand breaks no digest
                 unfinished = file.with_name(f".{target}.json.{os.getpid()}")
-                unfinished.write_text(json.dumps(weights, indent=1))
+                shutil.copy(folder / "weights.json", unfinished)
                 os.replace(unfinished, file)
-            print(f"        {target}: " + ", ".join(f"{s} {w:.3f}" for s, w in weights.items()))
+            weights = json.loads(file.read_text())
+            print(f"        {target}: " + ", ".join(f"{source} {w:.3f}" for source, w in weights.items()))
+
+    def weigh(self, target, folder, made_from):
+        """Weights of a target's sources by (4), over all its sentences and for each."""
+        with data.publishing(folder, made_from) as partial:
+            state = load_file(self.artifacts / "teachers" / "similarity" / "model.safetensors")
+            model = LanguageSimilarity(state["mu"])
+            model.load_state_dict(state)
+            others = self.teachers_of(target)
+            features = sentence_features(self.encoder, self.table(f"targets/{target}/train"), self.device)
+            with torch.no_grad():
+                scores = model(features)[:, [self.config["sources"].index(s) for s in others]]
+                a, w = teacher_weights(scores, self.args.tau)
+            save_file({"sentence": a.half(), "features": features.half()}, partial / "sentences.safetensors")
+            (partial / "weights.json").write_text(json.dumps(dict(zip(others, w.tolist())), indent=1))
 
     def pseudo_labelled(self, target, folder):
         """A target's training text with tags by a student, IGNORED where it is not CONFIDENCE sure (PMTD)."""
@@ -296,23 +318,40 @@ class Stage:
         return table.add_column("tags", tags)
 
 
+def supervised_table(stage, target):
+    """ORACLE: a target's training text with its gold tags. Called under --oracle alone."""
+    folder = stage.artifacts / "gold" / target / "train"
+    if not folder.exists():
+        raise data.UserError(f"--oracle: target {target} has no gold training tags: drop it from --targets")
+    gold = [tag for tags in datasets.load_from_disk(str(folder))["tags"] for tag in tags]
+    table = stage.table(f"targets/{target}/train")
+    ids = [stage.tags.index(tag) for tag in gold]
+    return table.add_column("tags", [ids[start: start + len(first)] for start, first in zip(table["start"], table["first"])])
+
+
 def next_round(stage, args):
-    """Eq. (10): fine-tune every teacher of a target on source gold plus what the last round's student is sure of."""
-    stage.recipe["epochs"] = 1
+    """Eq. (10): fine-tune every teacher of a target on source gold plus what the last round's student is sure of.
+
+    For target sw and seed 0, recogniser-en-sw-s0-r2 goes on from recogniser-en-s0 by student mtmt-s0, and -r3 from -r2 by
+    student mtmt-r2-s0. Caches leave the target out of the name, since their folder has it.
+    """
+    given = {name for name in stage.recipe if getattr(args, name) is not None}
     for target in stage.targets:
         for seed in args.seeds:
             before = "" if args.round == 2 else f"-r{args.round - 1}"
-            student = stage.artifacts / "students" / target / f"mtmt{before}-s{seed}"
-            pseudo, found = None, data.fingerprint(data.opened(student, "03_distill.py")["files"])
+            student = f"students/{target}/mtmt{before}-s{seed}"
+            pseudo, found = None, data.fingerprint(data.opened(stage.artifacts / student, "03_distill.py")["files"])
             for source in stage.teachers_of(target):
                 for kind in ("recogniser", "evaluator"):
-                    old = f"{kind}-{source}-s0" if args.round == 2 else f"{kind}-{source}-{target}-s{seed}{before}"
+                    old = f"teachers/{kind}-{source}-" + ("s0" if args.round == 2 else f"{target}-s{seed}{before}")
                     name = f"{kind}-{source}-{target}-s{seed}-r{args.round}"
-                    start = data.opened(stage.artifacts / "teachers" / old, "02_teachers.py")
-                    pseudo = pseudo or stage.pseudo_labelled(target, student)
-                    stage.teacher(name, kind, lambda: [stage.table(f"sources/{source}/train"), pseudo],
-                                  [stage.of[f"sources/{source}"], found, data.fingerprint(start["files"])],
-                                  seed=seed, start=stage.artifacts / "teachers" / old)  # fmt: skip
+                    start = data.opened(stage.artifacts / old, "02_teachers.py")
+                    pseudo = pseudo or stage.pseudo_labelled(target, stage.artifacts / student)
+                    stage.recipe |= {k: start["made_from"][k] for k in {"lr", "batch_size", "freeze"} - given}
+                    stage.recipe |= {"epochs": args.epochs or 1}  # a pass more for teachers already trained
+                    pieces = {student: found, old: data.fingerprint(start["files"])} | stage.parts(f"sources/{source}")
+                    stage.teacher(name, kind, lambda: [stage.table(f"sources/{source}/train"), pseudo], pieces,
+                                  seed=seed, start=stage.artifacts / old)  # fmt: skip
                     stage.cache(target, f"{kind}-{source}-s{seed}-r{args.round}", name)
 
 
@@ -324,7 +363,7 @@ def main(args):
         for source in stage.sources:
             for kind in ("recogniser", "evaluator"):
                 stage.teacher(f"{kind}-{source}-s{seed}", kind, lambda: [stage.table(f"sources/{source}/train")],
-                              stage.of[f"sources/{source}"], f"sources/{source}/dev", seed)  # fmt: skip
+                              stage.parts(f"sources/{source}"), f"sources/{source}/dev", seed)  # fmt: skip
                 for target in stage.targets:
                     if target != source:
                         stage.cache(target, f"{kind}-{source}-s{seed}")
@@ -337,25 +376,14 @@ def main(args):
             others = stage.teachers_of(target)
             stage.teacher(f"pooled{without}-s{seed}", "recogniser",
                           lambda: [stage.table(f"sources/{s}/train") for s in others],
-                          [stage.of[f"sources/{s}"] for s in others], seed=seed)  # fmt: skip
+                          stage.parts("sources", *(f"sources/{s}" for s in others)), seed=seed)  # fmt: skip
             stage.cache(target, f"pooled-s{seed}", f"pooled{without}-s{seed}")
             if args.oracle:
                 gold = data.opened(stage.artifacts / "gold", "01_data.py")
                 stage.teacher(f"supervised-{target}-s{seed}", "recogniser", lambda: [supervised_table(stage, target)],
-                              [stage.of[f"targets/{target}"], data.fingerprint(gold["files"])], seed=seed)  # fmt: skip
+                              stage.parts(f"targets/{target}") | {"gold": data.fingerprint(gold["files"])}, seed=seed)  # fmt: skip
                 stage.cache(target, f"supervised-s{seed}", f"supervised-{target}-s{seed}")
     print(f"stage 2 done: {len(stage.sources)} pairs of teachers, {len(stage.targets)} targets -> {args.artifacts}")
-
-
-def supervised_table(stage, target):
-    """ORACLE: a target's training text with its gold tags. Called under --oracle alone."""
-    folder = stage.artifacts / "gold" / target / "train"
-    if not folder.exists():
-        raise data.UserError(f"--oracle: target {target} has no gold training tags: drop it from --targets")
-    gold = [tag for tags in datasets.load_from_disk(str(folder))["tags"] for tag in tags]
-    table = stage.table(f"targets/{target}/train")
-    ids = [stage.tags.index(tag) for tag in gold]
-    return table.add_column("tags", [ids[start: start + len(first)] for start, first in zip(table["start"], table["first"])])
 
 
 if __name__ == "__main__":

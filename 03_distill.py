@@ -16,7 +16,6 @@ import importlib
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import datasets
@@ -28,7 +27,17 @@ from safetensors.torch import load_file, save_file
 
 data = importlib.import_module("01_data")  # how artifacts are read and written; the digit forbids a plain import
 
-METHODS = {  # what each changes in SHARED; tsl-<source> and mtmt-<source> have one source's teachers only
+SHARED = {  # what a method does unless METHODS says otherwise
+    "weights": "similarity",  # of the sources: similarity, Eq. (4); uniform; sentence, each sentence's own a of Eq. (4)
+    "labels": "soft",         # the mixture p, Eq. (5); hard, its best tag; vote, the teachers' majority; bea
+    "loss": "mse",            # Eq. (6); kl, its form at a temperature
+    "pairs": False,           # True is MTMT: evaluators, pairs of words and Eq. (9); False is Eq. (6) alone
+    "similarity": True,       # with pairs: learn from the evaluators, Eq. (7)
+    "alpha": True, "beta": True, "gamma": True,  # with pairs: the weights of Eq. (8)
+    "head": "fresh",          # teachers: start from the mean of theirs
+    "head_scale": 1.0,        # of the head's learning rate
+}  # fmt: skip
+METHODS = {  # what each changes; tsl-<source> and mtmt-<source> are tsl-sim and mtmt with one source's teachers only
     "tsl-avg": {"weights": "uniform"},
     "tsl-sim": {},
     "tsl-sentence": {"weights": "sentence"},
@@ -36,6 +45,7 @@ METHODS = {  # what each changes in SHARED; tsl-<source> and mtmt-<source> have 
     "tsl-hard": {"labels": "hard"},
     "tsl-vote": {"labels": "vote"},
     "tsl-bea": {"labels": "bea"},
+    "tsl-balanced": {"pairs": True, "alpha": False, "beta": False, "gamma": False, "similarity": False},
     "mtmt": {"pairs": True},
     "mtmt-avg": {"pairs": True, "weights": "uniform"},
     "mtmt-noalpha": {"pairs": True, "alpha": False},
@@ -46,8 +56,6 @@ METHODS = {  # what each changes in SHARED; tsl-<source> and mtmt-<source> have 
     "mtmt-slowhead": {"pairs": True, "head_scale": 1e-3},  # the released recipe: learning rate / 1000 on a fresh head
     "mtmt-teacherhead": {"pairs": True, "head_scale": 1e-3, "head": "teachers"},
 }
-SHARED = {"weights": "similarity", "labels": "soft", "loss": "mse", "pairs": False, "similarity": True, "head": "fresh",
-          "alpha": True, "beta": True, "gamma": True, "head_scale": 1.0}  # fmt: skip
 RECIPES = {  # by size of the encoder; base is TSL's student (Wu et al. 2020, Sec. 4.1)
     "base": {"lr": 1e-4, "epochs": 3, "batch_size": 32, "freeze": 3},
     "small": {"lr": 6e-4, "epochs": 2, "batch_size": 16, "freeze": 0},
@@ -66,8 +74,8 @@ def parse_args(argv=None):
     p.add_argument("--teacher-seed", type=data.seed, default=0, help="the teachers that every student learns from")
     p.add_argument("--rounds", type=data.positive, default=1, help="of mtmt: teachers learn from the student, and again")
     # how
-    p.add_argument("--lambda", dest="lam", type=float, default=1.0, help="weight of the similarity loss in Eq. (9)")
-    p.add_argument("--temperature", type=data.above_zero, default=2.0, help="tau of Eq. (6) in its KL form, tsl-kl")
+    p.add_argument("--lambda", dest="lam", type=data.not_negative, default=1.0, help="weight of the similarity loss in Eq. (9)")
+    p.add_argument("--temperature", type=data.above_zero, default=2.0, help="tau of tsl-kl's loss; no kin of stage 2's --tau")
     p.add_argument("--lr", type=data.above_zero, help="peak learning rate; default by encoder size")
     p.add_argument("--epochs", type=data.positive, help="passes over the target's text")
     p.add_argument("--batch-size", type=data.positive, help="sentences of average length a step")
@@ -91,7 +99,7 @@ def mixture(teacher_logits, weights, tau=1.0):
 def vote(teacher_logits, weights):
     """The tag most teachers choose, as one-hot rows (M, C); the mixture (5) decides between equals."""
     tags = F.one_hot(teacher_logits.argmax(-1), teacher_logits.shape[-1])       # (K, M, C)
-    return hard(tags.sum(0) + 0.5 * mixture(teacher_logits, weights))
+    return hard(tags.sum(0) + 0.5 * mixture(teacher_logits, weights))           # half a vote at most
 
 
 def hard(p):
@@ -102,7 +110,8 @@ def hard(p):
 def bea(tags, C, a=1.0, b=1.0, steps=50):
     """Bayesian ensemble aggregation, token level (Rahimi et al. 2019): Dawid-Skene with Dirichlet priors, mean field.
 
-    pi are the tags' frequencies, V^j_kl = p(teacher j says l | the tag is k), b and a their pseudo-counts.
+    Letters as in the paper: pi are the tags' frequencies, V^j_kl = p(teacher j says l | the tag is k), b and a their
+    pseudo-counts; so k is a tag here and j a teacher.
     tags (K, N) int, each teacher's tag of each word  ->  r (N, C), the posterior of the true tag
     """
     said = F.one_hot(tags, C).double()                                          # (K, N, C): [y_ij = l]
@@ -146,7 +155,7 @@ def similarity_loss(h, i, j, t):
     It cannot fall under the entropy of t; its gradient with respect to the cosine is sigmoid(cos) - t.
     """
     cos = F.cosine_similarity(h[i], h[j], dim=-1)                               # (P,)
-    return F.binary_cross_entropy_with_logits(cos, t, reduction="none")
+    return F.binary_cross_entropy_with_logits(cos, t, reduction="none")         # takes the sigmoid of cos itself
 
 
 def entropy(t):
@@ -175,26 +184,25 @@ class Teachers:
     """The cached words of one target's teachers, read by slices, and the weights they are mixed with."""
 
     def __init__(self, artifacts, target, sources, method, seed, suffix, tags):
-        self.folder = artifacts / "logits" / target
-        self.recognisers = [self.folder / f"recogniser-{s}-s{seed}{suffix}" for s in sources]
-        self.evaluators = [self.folder / f"evaluator-{s}-s{seed}{suffix}" for s in sources if method["pairs"]]
-        self.inputs = {}
-        for folder in self.recognisers + self.evaluators:
+        logits, weights = artifacts / "logits" / target, artifacts / "weights" / target
+        self.recognisers = [logits / f"recogniser-{s}-s{seed}{suffix}" for s in sources]
+        self.evaluators = [logits / f"evaluator-{s}-s{seed}{suffix}" for s in sources if method["pairs"]]
+        self.method, self.made_from = method, {"pieces": {}}
+        for folder in self.recognisers + self.evaluators + [weights] * (method["weights"] == "sentence"):
             config = data.opened(folder, "02_teachers.py")
-            if config["tags"] != tags:
+            if config.get("tags", tags) != tags:
                 raise data.UserError(f"{folder}: tags {config['tags']}, not {tags}: run python 02_teachers.py --overwrite")
-            self.inputs[folder.name] = data.fingerprint(config["files"])
-        self.method = method
-        self.weights = torch.tensor(list(read_weights(artifacts, target, sources, method).values()))     # (K,)
-        self.inputs["weights"] = [round(w, 6) for w in self.weights.tolist()]
+            self.made_from["pieces"][folder.relative_to(artifacts).as_posix()] = data.fingerprint(config["files"])
+        self.weights = torch.full((len(sources),), 1 / len(sources))                                    # (K,)
+        if len(sources) > 1 and method["weights"] != "uniform":
+            known = read_weights(artifacts, target, sources)
+            self.weights, self.made_from["weights"] = torch.tensor(list(known.values())), known
         if method["weights"] == "sentence":
-            folder = artifacts / "weights" / target
-            self.inputs["sentences"] = data.fingerprint(data.opened(folder, "02_teachers.py")["files"])
-            self.by_sentence = load_file(folder / "sentences.safetensors")["sentence"].float()          # (N, K)
+            self.by_sentence = load_file(weights / "sentences.safetensors")["sentence"].float()         # (N, K)
         self.logits = [data.Rows(folder / "train.safetensors", "logits") for folder in self.recognisers]
         self.vectors = [data.Rows(folder / "train.safetensors", "vectors") for folder in self.evaluators]
         if method["labels"] == "bea":
-            self.posterior = bea(torch.stack([x[[(0, x.shape[0])]].argmax(-1) for x in self.logits]), len(tags))
+            self.posterior = bea(torch.stack([x[[(0, x.shape[0])]].argmax(-1) for x in self.logits]), len(tags))  # all rows
 
     def look_up(self, batch, device, tau):
         """What the teachers say of a batch: p (M, C), vectors (K, M, D) or None, weights (K,) or (M, K)."""
@@ -212,13 +220,13 @@ class Teachers:
 
 def train(student, table, teachers, method, recipe, args, seed):
     """Distil into `student` from cached teachers alone; returns a row of mean loss terms for every epoch."""
-    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)  # of batches, of pairs
     device = next(student.parameters()).device
     data.freeze(student, recipe["freeze"])
     steps = len(data.plan_batches(table, recipe["batch_size"]))
     total = recipe["epochs"] * steps
     optimizer, schedule = data.optimizer_for(student, recipe["lr"], total, head_scale=method["head_scale"])
-    scaler = torch.amp.GradScaler(device.type, enabled=data.needs_scaler(device))
+    scaler = torch.amp.GradScaler(device.type, enabled=data.needs_scaler(device))  # for fp16; elsewhere it does nothing
     names = ["loss", "recognition", *(["similarity", "floor", "alpha", "beta", "gamma"] if method["pairs"] else [])]
     terms = torch.zeros(recipe["epochs"], len(names), device=device)
     tau = args.temperature if method["loss"] == "kl" else 1.0
@@ -228,8 +236,8 @@ def train(student, table, teachers, method, recipe, args, seed):
         with data.autocast(student):
             h = data.word_states(student, batch)                                 # (M, H)
             student_logits = student.classifier(student.dropout(h)).float()      # (M, C)
-        h = h.float()
-        ner = soft_target_loss(student_logits, p, tau) if method["loss"] == "kl" else squared_error(student_logits, p)
+        h = h.float()                                                            # losses are in fp32
+        ner = soft_target_loss(student_logits, p, tau) if method["loss"] == "kl" else squared_error(student_logits, p)  # (M,)
         loss = ner.mean()
         row = [loss, loss]                                                       # the total and its only term
         if method["pairs"]:
@@ -240,7 +248,7 @@ def train(student, table, teachers, method, recipe, args, seed):
             b = beta(t) if method["beta"] else torch.ones_like(t)                # (P,)
             g = gamma(p[i], p[j], t) if method["gamma"] else torch.ones_like(t)  # (P,)
             lam = args.lam if method["similarity"] else 0.0
-            if len(i):  # a batch of a single word has no pair
+            if len(i):  # a single word makes no pair: the mean above stands
                 # Eq. (9)
                 loss = 0.5 * (g * a[i] * ner[i]).mean() + 0.5 * (g * a[j] * ner[j]).mean() + lam * (g * b * sim).mean()
                 row = [loss, ner.mean(), (sim - entropy(t)).mean(), entropy(t).mean(), a.mean(), b.mean(), g.mean()]
@@ -257,13 +265,11 @@ def train(student, table, teachers, method, recipe, args, seed):
 
 # ------------------------------------------------------------------------ the stage
 
-def read_weights(artifacts, target, sources, method):
-    """{source: weight} of a target for the sources that teach it; uniform, or Eq. (4) as stage 2 wrote it."""
-    if len(sources) == 1 or method["weights"] == "uniform":
-        return {s: 1 / len(sources) for s in sources}
+def read_weights(artifacts, target, sources):
+    """{source: weight} of a target for the sources that teach it: Eq. (4) as stage 2 wrote it, or a hand since."""
     path = artifacts / "weights" / f"{target}.json"
     try:
-        weights = {s: float(json.loads(path.read_text())[s]) for s in sources}
+        weights = {s: round(float(json.loads(path.read_text())[s]), 6) for s in sources}
     except FileNotFoundError:
         raise data.UserError(f"{path}: missing: run python 02_teachers.py first") from None
     except (ValueError, KeyError, TypeError):
@@ -300,21 +306,33 @@ class Stage:
     def table(self, target, split):
         return datasets.load_from_disk(str(self.artifacts / "data" / "targets" / target / split))
 
+    def teachers(self, target, sources, method, seed, suffix=""):
+        """A target's teachers, once their caches are sure to be of the text, sources and checkpoints that there are."""
+        teachers = Teachers(self.artifacts, target, sources, method, seed, suffix, self.config["tags"])
+        for name in teachers.made_from["pieces"]:
+            if not data.is_current(self.artifacts, name, self.config["of"]):
+                raise data.UserError(f"{self.artifacts / name}: made from other data or teachers than there are: run python "
+                                     "02_teachers.py --overwrite")  # fmt: skip
+        if len(sources) > 1:
+            teachers.made_from["pieces"]["data/sources"] = self.config["of"]["data/sources"]
+        return teachers
+
     def combine(self, target):
         """Write what the teachers together say of a target's test words: mixture, vote and BEA, as log-probabilities."""
-        tags, (method, sources) = self.config["tags"], resolve("tsl-sim", target, self.config["sources"])
-        teachers = Teachers(self.artifacts, target, sources, method, self.args.teacher_seed, "", tags)
+        tags = self.config["tags"]
+        method, sources = resolve("tsl-sim", target, self.config["sources"])  # for its teachers and weights
+        teachers = self.teachers(target, sources, method, self.args.teacher_seed)
         for name in ("ensemble", "vote", "bea"):
             folder = self.artifacts / "logits" / target / (name + self.taught_by)
-            if data.finished(folder, teachers.inputs, self.args.overwrite):
+            if data.finished(folder, teachers.made_from, self.args.overwrite):
                 continue
-            with data.publishing(folder, teachers.inputs, {"tags": tags}) as partial:
+            with data.publishing(folder, teachers.made_from, {"tags": tags}) as partial:
                 logits = torch.stack([load_file(f / "test.safetensors")["logits"] for f in teachers.recognisers])
                 if name == "bea":
                     p = bea(logits.argmax(-1), len(tags))
                 else:
                     p = (vote if name == "vote" else mixture)(logits, teachers.weights)
-                save_file({"logits": p.clamp_min(1e-6).log().half()}, partial / "test.safetensors")
+                save_file({"logits": p.clamp_min(1e-6).log().half()}, partial / "test.safetensors")  # their softmax is p
 
     def distil(self, target, name, seed, round_=1):
         """Train one student unless it is there."""
@@ -323,24 +341,25 @@ class Stage:
         (method, sources), suffix = resolved, f"-r{round_}" if round_ > 1 else ""
         name += suffix or self.taught_by
         teacher_seed = seed if round_ > 1 else self.args.teacher_seed  # later teachers learned from this student
-        teachers = Teachers(self.artifacts, target, sources, method, teacher_seed, suffix, self.config["tags"])
-        folder = self.artifacts / "students" / target / f"{name}-s{seed}"
-        made_from = {"target": self.config["of"][f"targets/{target}"], "teachers": teachers.inputs, "method": method,
-                     "seed": seed, **self.recipe}  # fmt: skip
+        teachers = self.teachers(target, sources, method, teacher_seed, suffix)
+        folder, text = self.artifacts / "students" / target / f"{name}-s{seed}", f"data/targets/{target}"
+        made_from = teachers.made_from | {"method": method, "seed": seed, **self.recipe}
+        made_from["pieces"][text] = self.config["of"][text]
+        if round_ > 1:
+            before = f"students/{target}/mtmt-r{round_ - 1}-s{seed}" if round_ > 2 else f"students/{target}/mtmt-s{seed}"
+            made_from["pieces"][before] = data.fingerprint(data.opened(self.artifacts / before, "03_distill.py")["files"])
         made_from |= {"lambda": self.args.lam} if method["pairs"] else {}
         made_from |= {"temperature": self.args.temperature} if method["loss"] == "kl" else {}
         if data.finished(folder, made_from, self.args.overwrite):
             return
         facts = {"tags": self.config["tags"], "method": name}
         with data.publishing(folder, made_from, facts) as partial:
-            begun = time.time()
             student = data.load_tagger(self.encoder, self.config["tags"], seed, self.device)
             if method["head"] == "teachers":
                 heads = [load_file(f / "head.safetensors") for f in teachers.recognisers]
                 mean = {k: sum(w * h[k] for w, h in zip(teachers.weights, heads)) for k in ("weight", "bias")}
                 student.classifier.load_state_dict(mean)
             log = train(student, self.table(target, "train"), teachers, method, self.recipe, self.args, seed)
-            facts["train_seconds"] = round(time.time() - begun, 1)
             data.write_csv(partial / "log.csv", log[0].keys(), log)
             logits = data.over_words(student, self.table(target, "test"), student.classifier, self.device)
             save_file({"logits": logits}, partial / "test.safetensors")
@@ -376,9 +395,10 @@ def main(args):
         for name in args.methods:
             for seed in args.seeds:
                 stage.distil(target, name, seed)
-        for seed in args.seeds if args.rounds > 1 else []:
-            stage.distil(target, "mtmt", seed)
-            stage.progress(target, seed)
+        if args.rounds > 1:  # rounds are of mtmt, whatever --methods names
+            for seed in args.seeds:
+                stage.distil(target, "mtmt", seed)
+                stage.progress(target, seed)
     print(f"stage 3 done: {len(stage.targets)} targets, {len(args.methods)} methods, {len(args.seeds)} seeds "
           f"-> {args.artifacts}")  # fmt: skip
 

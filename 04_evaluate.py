@@ -13,7 +13,6 @@ Writes  artifacts/results/results.csv       precision, recall, F1 of every targe
         artifacts/results/figures/gains.png
 """
 
-import functools
 import importlib
 import itertools
 import json
@@ -92,17 +91,21 @@ def bootstrap_draws(n, resamples=RESAMPLES, seed=0):
 def interval(deltas):
     """95 % percentile interval and two-sided p of resampled differences (R,)."""
     low, high = np.percentile(deltas, [2.5, 97.5])
-    tail = (1 + min((deltas <= 0).sum(), (deltas >= 0).sum())) / (len(deltas) + 1)
+    tail = (1 + min((deltas <= 0).sum(), (deltas >= 0).sum())) / (len(deltas) + 1)  # the smaller one; never 0
     return low, high, min(1.0, 2 * tail)
 
 
 # ------------------------------------------------------------------------ systems
 
+def pieces(folder):
+    """Every folder in a folder that may be missing, less what is hidden or half-written."""
+    return sorted(f for f in folder.iterdir() if f.is_dir() and f.name[0] != ".") if folder.is_dir() else []
+
+
 def find_systems(artifacts, target, config, oracle):
     """{(method, seed): folder with test logits} of a target, baselines first."""
     found = {}
-    logits, students = artifacts / "logits" / target, artifacts / "students" / target
-    for folder in sorted(logits.iterdir() if logits.is_dir() else []):
+    for folder in pieces(artifacts / "logits" / target):
         name, _, seed = folder.name.rpartition("-s")
         if name.startswith("recogniser-") and seed.isdigit():
             if name.removeprefix("recogniser-") in config["sources"]:  # not one that stage 1 was once told of
@@ -113,41 +116,33 @@ def find_systems(artifacts, target, config, oracle):
             found["supervised", int(seed)] = folder
         elif folder.name.split("-")[0] in COMBINED:
             found[folder.name, 0] = folder
-    for folder in sorted(students.iterdir() if students.is_dir() else []):
+    for folder in pieces(artifacts / "students" / target):
         name, _, seed = folder.name.rpartition("-s")
-        if not folder.name.startswith("."):
+        if seed.isdigit():
             found[name, int(seed)] = folder
     order = [f"direct-{s}" for s in config["sources"]] + ["direct-pooled", *COMBINED, "tsl-avg", "tsl-sim", "mtmt"]
     place = {name: number for number, name in enumerate(order)}
     return dict(sorted(found.items(), key=lambda item: (place.get(item[0][0], len(place)), item[0])))
 
 
-@functools.cache
-def cache_fingerprint(folder):
-    return data.fingerprint(data.opened(folder, "02_teachers.py")["files"])
-
-
 def check_fresh(artifacts, target, folder, config):
-    """A system made from other data, or from teachers that have since changed, is refused."""
-    taught = "students" in folder.parts or folder.name.split("-")[0] in COMBINED
+    """Refuse a system if the data, teachers or weights that it was made from have since changed; returns its made_from."""
+    taught = folder.parent.parent.name == "students" or folder.name.split("-")[0] in COMBINED
     stage = "03_distill.py" if taught else "02_teachers.py"
     piece = data.opened(folder, stage)
-    made_from, now = piece["made_from"], config["of"][f"targets/{target}"]
-    stale = piece["tags"] != config["tags"] or made_from.get("target", now) != now
-    for name, found in (made_from.get("teachers", made_from) if taught else {}).items():
-        if name == "weights" and "uniform" not in str(made_from.get("method")) and len(found) > 1:
-            stale |= found != [round(w, 6) for w in read_weights(artifacts, target).values()]
-        elif name.startswith(("recogniser", "evaluator")):
-            cache = artifacts / "logits" / target / name
-            stale |= not cache.is_dir() or cache_fingerprint(cache) != found
-            stale |= not any(name.split("-", 1)[1].startswith(f"{s}-s") for s in config["sources"])
-    if stale:
+    weights, now = piece["made_from"].get("weights", {}), read_weights(artifacts, target)  # none if sources are all alike
+    if (piece["tags"] != config["tags"] or any(now.get(s) != w for s, w in weights.items())
+            or not data.is_current(artifacts, folder.relative_to(artifacts), config["of"])):  # fmt: skip
         raise data.UserError(f"{folder}: made from other data, teachers or weights than there are: run python {stage} "
                              "--overwrite with the flags that made it, or remove the folder")  # fmt: skip
+    return piece["made_from"]
 
 
-def read_target(artifacts, target, config, oracle=False):
-    """Words by sentence, gold tags by sentence (None without gold) and {(method, seed): predicted tags by sentence}."""
+def read_target(artifacts, target, config, oracle=False, recipes=None):
+    """Words by sentence, gold tags by sentence (None without gold) and {(method, seed): predicted tags by sentence}.
+
+    recipes: {method: flags} of the targets before this one, since one method's students must be made alike.
+    """
     table = datasets.load_from_disk(str(artifacts / "data" / "targets" / target / "test"))
     words = {}
     for sentence, part in zip(table["sentence"], table["words"]):
@@ -158,9 +153,13 @@ def read_target(artifacts, target, config, oracle=False):
     gold = list(datasets.load_from_disk(str(gold_folder))["tags"]) if gold_folder.exists() else None
     if gold and [len(g) for g in gold] != [len(w) for w in words]:
         raise data.UserError(f"{gold_folder}: word counts differ from the data's: run python 01_data.py --overwrite")
-    predicted = {}
+    predicted, recipes = {}, {} if recipes is None else recipes
     for (method, seed), folder in find_systems(artifacts, target, config, oracle).items():
-        check_fresh(artifacts, target, folder, config)
+        made_from = check_fresh(artifacts, target, folder, config)
+        recipe = {k: v for k, v in made_from.items() if k not in ("seed", "pieces", "weights")}
+        if "method" in made_from and recipes.setdefault(method, recipe) != recipe:
+            raise data.UserError(f"{folder}: made with other flags than other students of {method}: make it again with "
+                                 "--overwrite and their flags, or remove it")  # fmt: skip
         logits = load_file(folder / "test.safetensors")["logits"]
         if len(logits) != cuts[-1]:
             raise data.UserError(f"{folder}: {len(logits)} predictions for {cuts[-1]} words: run stages 2 and 3 --overwrite")
@@ -173,7 +172,7 @@ def read_weights(artifacts, target):
     """{source: weight} of a target, empty where stage 2 has not come to it."""
     path = artifacts / "weights" / f"{target}.json"
     try:
-        return {source: float(w) for source, w in json.loads(path.read_text()).items()} if path.exists() else {}
+        return {source: round(float(w), 6) for source, w in json.loads(path.read_text()).items()} if path.exists() else {}
     except (ValueError, TypeError, AttributeError):
         raise data.UserError(f"{path}: damaged: remove it and run python 02_teachers.py") from None
 
@@ -206,13 +205,13 @@ def score_cell(scores):
     return f"{np.mean(scores):.1f}{spread}" + (f" (failed: {', '.join(failed)})" if failed else "")
 
 
-def gain_cell(f1, resampled, method, baselines):
+def gain_cell(comparisons, resampled, method, baselines):
     """Mean over targets of F1(method) - F1(baseline) with its interval; baselines: {target: baseline}."""
-    if any(method == b or t not in f1.get(method, {}) or t not in f1.get(b, {}) for t, b in baselines.items()):
+    deltas = [r["delta_f1"] for r in comparisons if r["method"] == method and baselines.get(r["target"]) == r["baseline"]]
+    if len(deltas) < len(baselines):
         return "-"
-    delta = np.mean([np.mean(f1[method][t]) - np.mean(f1[b][t]) for t, b in baselines.items()])
-    low, high, _ = interval(np.mean([resampled[t, method] - resampled[t, b] for t, b in baselines.items()], axis=0))
-    return f"{delta:+.1f} [{low:+.1f}, {high:+.1f}]"
+    low, high, _ = interval(np.mean([resampled[target, method, baseline] for target, baseline in baselines.items()], axis=0))
+    return f"{np.mean(deltas):+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def summary(results, comparisons, resampled, config, directs, bests, mode):
@@ -229,13 +228,13 @@ def summary(results, comparisons, resampled, config, directs, bests, mode):
         rows = [[m, *(score_cell(f1[m][t]) if t in f1[m] else "-" for t in targets), mean(f1[m])] for m in methods]
         return markdown(["method", *targets, "mean"], rows)
 
-    def gains(chosen, mean_of=None):
-        """A row a method: its gain on every target over the comparisons' own baselines, and on average."""
+    def gains(chosen, baselines):
+        """A row a method: its gain on every target, as compared in `chosen`, and on average. baselines: {target: name}"""
         by = {}
         for r in chosen:
             cell = f"{r['delta_f1']:+.1f} [{r['ci_low']:+.1f}, {r['ci_high']:+.1f}]"
             by.setdefault(r["method"], {})[r["target"]] = cell
-        rows = [[m, *(cells.get(t, "-") for t in targets), gain_cell(f1, resampled, m, mean_of)]
+        rows = [[m, *(cells.get(t, "-") for t in targets), gain_cell(comparisons, resampled, m, baselines)]
                 for m, cells in by.items()]  # fmt: skip
         return markdown(["method", *targets, "mean over targets"], rows)
 
@@ -253,14 +252,14 @@ def summary(results, comparisons, resampled, config, directs, bests, mode):
               *gains(direct, directs)]  # fmt: skip
     for method in [m for m in ("tsl-sim", "mtmt") if m in f1]:
         rows = [r for r in direct if r["method"] == method]
-        above, sure, worse = (sum(r[k] > 0 for r in rows) if k != "ci_high" else sum(r[k] < 0 for r in rows)
-                              for k in ("delta_f1", "ci_low", "ci_high"))  # fmt: skip
+        above = sum(r["delta_f1"] > 0 for r in rows)
+        sure, worse = sum(r["ci_low"] > 0 for r in rows), sum(r["ci_high"] < 0 for r in rows)  # by the whole interval
         lines += [f"`{method}` is above direct transfer on {above} of {len(rows)} targets, with an interval above zero "
                   f"on {sure} and below zero on {worse}.", ""]  # fmt: skip
     stronger = {name: dict.fromkeys(targets, name) for name in ("direct-pooled", "ensemble", "tsl-sim") if name in f1}
     stronger |= {"best source by weight": bests} if bests else {}
     lines += ["## Gain over stronger baselines, mean over targets", ""]
-    rows = [[m, *(gain_cell(f1, resampled, m, b) for b in stronger.values())] for m in f1 if not is_oracle(m)]
+    rows = [[m, *(gain_cell(comparisons, resampled, m, b) for b in stronger.values())] for m in f1 if not is_oracle(m)]
     lines += markdown(["method", *stronger], rows)
     if bests:
         chosen = ", ".join(f"{best} for {target}" for target, best in bests.items())
@@ -276,7 +275,8 @@ def summary(results, comparisons, resampled, config, directs, bests, mode):
 def draw_gains(results, comparisons, directs, synthetic, path=None):
     """Per target, every method's gain over direct transfer: the interval as a bar, a dot a seed. Returns the figure."""
     import matplotlib
-    matplotlib.use("Agg") if path else None
+    if path:
+        matplotlib.use("Agg")  # no window where only a file is wanted
     import matplotlib.pyplot as plt
 
     targets = list(directs)
@@ -304,7 +304,7 @@ def draw_gains(results, comparisons, directs, synthetic, path=None):
     axes.set_title("Gain over direct transfer" + " (synthetic languages)" * synthetic, fontsize=10)
     axes.grid(axis="x", linewidth=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels())))  # one entry a method
     axes.legend([handles[m] for m in methods], methods, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     if path:
         figure.savefig(path, dpi=150)
@@ -332,7 +332,8 @@ def score_files(gold_path, predicted_path, strict):
     print(f"seqeval, {'strict IOB2' if strict else 'conlleval reading (seqeval default)'}")
     for name in ("precision", "recall", "f1"):
         print(f"{name} = {getattr(seqeval.metrics, f'{name}_score')(gold, predicted, zero_division=0, **options)}")
-    print(seqeval.metrics.classification_report(gold, predicted, digits=4, zero_division=0, **options))
+    if any(tag != "O" for tags in gold + predicted for tag in tags):  # seqeval cannot tabulate nothing
+        print(seqeval.metrics.classification_report(gold, predicted, digits=4, zero_division=0, **options))
 
 
 def score(target, counts, sizes, types):
@@ -351,17 +352,32 @@ def score(target, counts, sizes, types):
     return results, lengths
 
 
+def same_teachers(scores, baseline, method):
+    """{seed: score} of a baseline, as far as it comes from the teachers that taught `method`: mtmt-t1 is compared with
+    direct transfer's seed 1 and with tsl-sim-t1, mtmt with seed 0 and tsl-sim."""
+    if method.startswith("direct"):
+        return scores[baseline]
+    name, _, seed = method.rpartition("-t")
+    seed = int(seed) if name and seed.isdigit() else 0
+    if baseline.startswith("direct"):
+        return {s: score for s, score in scores[baseline].items() if s == seed} or scores[baseline]
+    return scores.get(f"{baseline}-t{seed}", scores[baseline])
+
+
 def compare(target, counts, baselines):
-    """Rows of comparisons.csv of one target, and {(target, method): resampled F1 (R,)} for means over targets."""
-    mean = {m: np.mean([prf(table.sum((0, 1)))[2] for table in by_seed.values()]) for m, by_seed in counts.items()}
-    n = len(next(iter(next(iter(counts.values())).values())))
-    draws = bootstrap_draws(n, seed=zlib.crc32(target.encode()))  # each target's own draws
-    resampled = {(target, m): resampled_f1(np.stack(list(by_seed.values())), draws) for m, by_seed in counts.items()}
-    rows = []
+    """Rows of comparisons.csv of one target, and {(target, method, baseline): resampled differences (R,)}."""
+    one = next(table for by_seed in counts.values() for table in by_seed.values())
+    draws = bootstrap_draws(len(one), seed=zlib.crc32(target.encode()))  # its own: a mean over targets spreads as it should
+    scores = {m: {seed: np.array([prf(table.sum((0, 1)))[2], *resampled_f1(table[None], draws)]) for seed, table in by_seed.items()}
+              for m, by_seed in counts.items()}  # fmt: skip
+    rows, resampled = [], {}
     for method, baseline in itertools.product([m for m in counts if not is_oracle(m)], baselines):
-        if method != baseline:
-            low, high, p = interval(resampled[target, method] - resampled[target, baseline])
-            rows.append({"target": target, "method": method, "baseline": baseline, "delta_f1": float(mean[method] - mean[baseline]),
+        base = same_teachers(scores, baseline, method)
+        if base is not scores[method]:
+            delta, *deltas = np.mean([*scores[method].values()], axis=0) - np.mean([*base.values()], axis=0)
+            low, high, p = interval(np.array(deltas))
+            resampled[target, method, baseline] = np.array(deltas)
+            rows.append({"target": target, "method": method, "baseline": baseline, "delta_f1": float(delta),
                          "ci_low": float(low), "ci_high": float(high), "p": float(p)})  # fmt: skip
     return rows, resampled
 
@@ -379,9 +395,9 @@ def main(args):
     config = data.open_data(args.artifacts)
     data.opened(args.artifacts / "gold", "01_data.py")
     types = sorted({tag[2:] for tag in config["tags"]} - {""})
-    results, lengths, comparisons, resampled, directs, bests, predictions = [], [], [], {}, {}, {}, {}
+    results, lengths, comparisons, resampled, directs, bests, predictions, recipes = [], [], [], {}, {}, {}, {}, {}
     for target in config["targets"]:
-        words, gold, predicted = read_target(args.artifacts, target, config, args.oracle)
+        words, gold, predicted = read_target(args.artifacts, target, config, args.oracle, recipes)
         if not predicted:
             raise data.UserError(f"target {target}: no system to score: run python 02_teachers.py first")
         if args.predictions or not gold:
@@ -392,16 +408,16 @@ def main(args):
         for (method, seed), tags in predicted.items():
             counts.setdefault(method, {})[seed] = count(spans, entities(tags, args.strict), types)
         if args.oracle:
-            sources = [m for m in counts if m.removeprefix("direct-") in config["sources"]]
-            f1 = {m: np.mean([prf(table.sum((0, 1)))[2] for table in counts[m].values()]) for m in sources}
+            f1 = {m: np.mean([prf(table.sum((0, 1)))[2] for table in by_seed.values()])
+                  for m, by_seed in counts.items() if m.removeprefix("direct-") in config["sources"]}  # fmt: skip
             counts["oracle-best-source"] = counts[max(f1, key=f1.get)]
         directs[target], bests[target], baselines = baselines_of(config, target, counts, args.artifacts)
         if directs[target] not in counts:
             raise data.UserError(f"target {target}: {directs[target]} is missing: run python 02_teachers.py first")
-        for total, part in zip((results, lengths), score(target, counts, np.array([len(w) for w in words]), types)):
-            total += part
-        rows, draws = compare(target, counts, baselines)
-        comparisons, resampled = comparisons + rows, resampled | draws
+        more_results, more_lengths = score(target, counts, np.array([len(w) for w in words]), types)
+        more_comparisons, more_resampled = compare(target, counts, baselines)
+        results, lengths, comparisons = results + more_results, lengths + more_lengths, comparisons + more_comparisons
+        resampled |= more_resampled
     mode = "strict IOB2" if args.strict else "conlleval reading (seqeval's default)"
     with data.publishing(args.artifacts / "results", {"mode": mode, "oracle": args.oracle}) as folder:
         for (target, method, seed), system in predictions.items():

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from conftest import data, stage
+from conftest import data, here, stage
 
 GOOD = "Anna B-PER\nlives O\nin O\nOslo B-LOC\n\nBo B-PER\nruns O\n"
 
@@ -114,8 +114,9 @@ def test_a_hub_preset_without_a_network_names_the_offline_ways(tmp_path):
 def test_names_that_later_stages_were_not_told_of(toy):
     refused("02_teachers.py", toy, "--sources", "zz", says=["--sources zz", "qaa"])
     refused("03_distill.py", toy, "--targets", "qaa", says=["--targets qaa", "qac"])
-    for flag in (["--seeds", "-1"], ["--temperature", "0"], ["--lr", "nan"], ["--rounds", "2", "--teacher-seed", "1"]):
-        refused("03_distill.py", toy, *flag, says=flag[0])
+    for flag in (["--seeds", "-1"], ["--seeds", str(2**64)], ["--temperature", "0"], ["--lr", "nan"], ["--lambda", "nan"], ["--lambda=-1"], ["--rounds", "2", "--teacher-seed", "1"]):
+        refused("03_distill.py", toy, *flag, says=flag[0].split("=")[0])
+    refused("02_teachers.py", toy, "--round", "2", "--oracle", says=["--round", "--oracle"])
     refused("03_distill.py", toy, "--methods", "mtmt-magic", says=["--methods mtmt-magic", "tsl-<source>"])
     refused("03_distill.py", toy, "--methods", "tsl-sim", "--epochs", "1", "--teacher-seed", "7", says=["recogniser-qaa-s7", "02_teachers.py"])
 
@@ -127,17 +128,57 @@ def test_changed_flags_and_foreign_artifacts_are_named_with_the_remedy(toy, tmp_
     refused("03_distill.py", artifacts, "--epochs", "1", "--lr", "0.5", "--methods", "mtmt", says=["students/qac/mtmt-s", "lr", "--overwrite"])
     refused("02_teachers.py", artifacts, "--epochs", "1", "--tau", "std", says=["weights/qac", "tau", "--overwrite"])
     other = json.loads((artifacts / "logits/qac/evaluator-qaa-s0/config.json").read_text())
-    other["made_from"]["target"] = "another tokenizer's"
+    other["made_from"]["pieces"]["data/targets/qac"] = "another tokenizer's"
     (artifacts / "logits/qac/evaluator-qaa-s0/config.json").write_text(json.dumps(other))
-    refused("02_teachers.py", artifacts, "--epochs", "1", says=["logits/qac/evaluator-qaa-s0", "target", "--overwrite"])
+    refused("02_teachers.py", artifacts, "--epochs", "1", says=["logits/qac/evaluator-qaa-s0", "data/targets/qac", "--overwrite"])
 
 
-def test_a_teacher_taught_anew_makes_its_students_stale(toy, tmp_path):
+def test_a_teacher_taught_anew_makes_its_students_stale_on_every_target(toy, tmp_path):
     artifacts = shutil.copytree(toy, tmp_path / "a")
-    done = stage("02_teachers.py", artifacts, "--epochs", "1", "--sources", "qaa", "--targets", "qac", "--lr", "0.01", "--overwrite")
-    assert done.returncode == 0, done.stderr
+    here("02_teachers.py", artifacts, "--sources", "qaa", "--targets", "qac", "--lr", "0.01", "--overwrite")
     refused("03_distill.py", artifacts, "--epochs", "1", "--seeds", "0", says=["logits/qac/ensemble", "recogniser-qaa-s0", "--overwrite"])
     refused("04_evaluate.py", artifacts, says=["03_distill.py --overwrite"])
+    here("03_distill.py", artifacts, "--targets", "qac", "--methods", "tsl-avg", "tsl-sim", "mtmt", "mtmt-nosim", "tsl-qaa", "--overwrite")
+    refused("04_evaluate.py", artifacts, says=["logits/qbc/recogniser-qaa-s0", "02_teachers.py --overwrite"])  # qbc's cache is the old one's
+
+
+def test_students_are_not_distilled_from_caches_of_another_text(toy, tmp_path):
+    artifacts = shutil.copytree(toy, tmp_path / "a")
+    here("01_data.py", artifacts, "--limit", "41", "--overwrite")
+    refused("03_distill.py", artifacts, "--epochs", "1", "--seeds", "0", "--overwrite", says=["logits/qac/recogniser-qaa-s0", "other data", "02_teachers.py"])
+
+
+def test_seeds_of_one_method_made_with_other_flags_are_not_averaged(toy, tmp_path):
+    artifacts = shutil.copytree(toy, tmp_path / "a")
+    here("03_distill.py", artifacts, "--methods", "mtmt", "--seeds", "1", "--lambda", "0.5", "--targets", "qac")
+    refused("04_evaluate.py", artifacts, says=["students/qac/mtmt-s1", "other flags"])
+
+
+def test_weights_edited_by_hand_are_used_and_their_order_is_free(toy, tmp_path):
+    artifacts = shutil.copytree(toy, tmp_path / "a")
+    path = artifacts / "weights/qac.json"
+    weights = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(sorted(weights.items(), reverse=True))))
+    here("04_evaluate.py", artifacts)                                            # the same weights in another order
+    path.write_text(json.dumps({"qaa": 1, "qab": 0, "qba": 0, "qbb": 0}))
+    refused("04_evaluate.py", artifacts, says=["weights", "03_distill.py --overwrite"])
+    path.unlink()
+    here("02_teachers.py", artifacts)                                            # comes back from the copy in its piece
+    assert json.loads(path.read_text()) == weights
+
+
+def test_an_encoder_whose_configuration_changed_is_another_encoder(toy, tmp_path):
+    artifacts = shutil.copytree(toy, tmp_path / "a")
+    path = artifacts / "encoder/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_dropout_prob": 0.0}))
+    refused("02_teachers.py", artifacts, "--epochs", "1", says=["encoder", "changed", "01_data.py"])
+
+
+def test_what_is_no_piece_is_passed_over(toy, tmp_path):
+    artifacts = shutil.copytree(toy, tmp_path / "a")
+    shutil.copytree(artifacts / "students/qac/mtmt-s0", artifacts / "students/qac/mtmt-s0-old")
+    (artifacts / "logits/qac/notes.txt").write_text("")
+    here("04_evaluate.py", artifacts)
 
 
 @pytest.mark.parametrize("name, damage, script, says", [

@@ -92,11 +92,34 @@ def test_resampling_counts_equals_rescoring_the_drawn_sentences():
         assert found == pytest.approx(np.mean([evaluate.prf(c[rows].sum((0, 1)))[2] for c in counts]))
 
 
+def test_a_comparison_is_paired_and_signed_and_averages_over_seeds():
+    rng = np.random.default_rng(2)
+    weak = simulate(rng, 300, 0.5)
+    strong = weak.copy()
+    strong[::3, :, 0] = np.minimum(weak[::3, :, 1], weak[::3, :, 2])             # finds more in every third sentence
+    counts = {"direct-en": {0: weak}, "direct-de": {0: weak.copy()}, "mtmt": {0: strong, 1: weak}}
+    rows, resampled = evaluate.compare("xx", counts, ["direct-en"])
+    same, better = sorted(rows, key=lambda row: row["method"])
+    assert (same["delta_f1"], same["ci_low"], same["ci_high"], same["p"]) == (0, 0, 0, 1)  # paired: no spread at all
+    gain = evaluate.prf(strong.sum((0, 1)))[2] - evaluate.prf(weak.sum((0, 1)))[2]
+    assert better["delta_f1"] == pytest.approx(gain / 2) and better["p"] < 0.01
+    assert 0 < better["ci_low"] < better["delta_f1"] < better["ci_high"]
+    assert resampled["xx", "mtmt", "direct-en"].mean() == pytest.approx(gain / 2, rel=0.2)
+
+
+def test_students_are_compared_with_the_baselines_of_their_own_teachers():
+    rng = np.random.default_rng(3)
+    low, high = simulate(rng, 300, 0.3), simulate(rng, 300, 0.8)
+    counts = {"direct-en": {0: high, 1: low}, "ensemble": {0: high}, "ensemble-t1": {0: low}, "mtmt": {0: high}, "mtmt-t1": {0: low}}
+    rows, _ = evaluate.compare("xx", counts, ["direct-en", "ensemble", "mtmt"])
+    assert {(r["method"], r["baseline"]): r["delta_f1"] for r in rows if r["method"].startswith("mtmt")} == {
+        (m, b): 0 for m in ("mtmt", "mtmt-t1") for b in ("direct-en", "ensemble")}  # fmt: skip
+
+
 def test_a_collapsed_seed_is_flagged_and_its_scores_stay_in_sight():
     rows = [{"target": "xx", "method": m, "seed": s, "type": "micro", "f1": f} for m, s, f in
             [("direct-en", 0, 40.0), ("mtmt", 0, 50.0), ("mtmt", 1, 0.0)]]  # fmt: skip
-    resampled = {("xx", m): np.zeros(10) for m in ("direct-en", "mtmt")}
-    text = evaluate.summary(rows, [], resampled, {"synthetic": True, "sources": ["en"]}, {"xx": "direct-en"}, {}, "some mode")
+    text = evaluate.summary(rows, [], {}, {"synthetic": True, "sources": ["en"]}, {"xx": "direct-en"}, {}, "some mode")
     assert "(failed: 0.0)" in text and "Synthetic" in text and "some mode" in text
 
 
@@ -105,6 +128,8 @@ def test_scores_one_file_against_another_and_names_the_mode(tmp_path):
     (tmp_path / "found").write_text("Anna I-PER\nin O\nOslo B-ORG\n")
     said = here("04_evaluate.py", tmp_path, "--score", tmp_path / "gold", tmp_path / "found")
     assert "conlleval" in said and "f1 = 0.5\n" in said
+    (tmp_path / "none").write_text("Anna O\nin O\nOslo O\n")
+    assert "f1 = 0" in here("04_evaluate.py", tmp_path, "--score", tmp_path / "none", tmp_path / "none")
     said = here("04_evaluate.py", tmp_path, "--strict", "--score", tmp_path / "gold", tmp_path / "found")
     assert "strict IOB2" in said and "f1 = 0.0\n" in said
 

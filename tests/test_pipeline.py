@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import time
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -113,21 +115,22 @@ def test_students_need_no_teacher_but_its_cache(toy, tmp_path):
 
 
 LEAK_PROOF = [*distill.METHODS, "tsl-qaa", "mtmt-qaa"]  # every method, and both single-source ones
-CHANGES = {  # what becomes of target qac's tags, in its training text as in its gold
-    "plain": lambda tags: tags,
-    "scrambled": lambda tags: random.Random(len(tags)).sample(tags, len(tags)),
-    "blank": lambda tags: ["O"] * len(tags),
+CHANGES = {  # whose tags become what, in training text as in gold
+    "plain": ("none", None),
+    "blank": ("qac", lambda tags: ["O"] * len(tags)),
+    "scrambled": ("qab", lambda tags: random.Random(len(tags)).sample(tags, len(tags))),
 }
 
 
 def test_with_gold_gone_and_target_tags_replaced_every_bit_is_as_it_was(tmp_path):
     """The leak guard, over every method and rounds, with a target that is also a source and windows that cut sentences.
 
-    Once with the target's own tags and an oracle trained on them, once with them scrambled, once blank and gold removed.
+    Once with the targets' own tags and an oracle trained on them; once with qac's replaced by O and gold removed; once
+    with those of qab scrambled, which is a source, too: nothing that serves target qab may change.
     """
-    found = []
-    for name, change in CHANGES.items():
-        changed = lambda lang, split, words, tags: change(tags) if lang == "qac" else tags
+    found = {}
+    for name, (whose, change) in CHANGES.items():
+        changed = lambda lang, split, words, tags: change(tags) if lang == whose else tags
         corpus, artifacts = to_conll(tmp_path / f"{name}-corpus", ["qaa", "qab", "qac"], changed), tmp_path / name
         here("01_data.py", artifacts, "--data-dir", corpus, "--encoder", "scratch", "--sources", "qaa", "qab",
              "--targets", "qac", "qab", "--max-length", "32")  # fmt: skip
@@ -135,10 +138,29 @@ def test_with_gold_gone_and_target_tags_replaced_every_bit_is_as_it_was(tmp_path
             shutil.rmtree(artifacts / "gold")
         here("02_teachers.py", artifacts, *["--oracle"] * (name == "plain"))
         here("03_distill.py", artifacts, "--methods", *LEAK_PROOF, "--lambda", "0.5", "--temperature", "3")
-        here("03_distill.py", artifacts, "--methods", "mtmt", "--lambda", "0.5", "--rounds", "2", "--targets", "qac")
-        found.append({file: digest for file, digest in bits(artifacts).items() if "supervised" not in file})
-    assert found[0] == found[1] == found[2] and len([file for file in found[0] if "students/qac" in file]) >= 2 * len(LEAK_PROOF)
-    assert not any("logits/qab" in file and "qab-s" in file for file in found[0])  # its own teacher never serves it
+        here("03_distill.py", artifacts, "--methods", "mtmt", "--lambda", "0.5", "--rounds", "2")
+        found[name] = {file: digest for file, digest in bits(artifacts).items() if "supervised" not in file}
+    plain = found["plain"]
+    assert plain == found["blank"]
+    assert all(len([file for file in plain if f"students/{t}" in file]) >= 2 * len(distill.METHODS) for t in ("qac", "qab"))
+    serves_qab = [file for file in plain if re.search("/qab/|weights/qab|pooled-without-qab|-qaa-qab-s0-r2", file)]
+    assert all(plain[file] == found["scrambled"][file] for file in serves_qab) and len(serves_qab) > 2 * len(distill.METHODS)
+    assert plain["teachers/recogniser-qab-s0/model.safetensors"] != found["scrambled"]["teachers/recogniser-qab-s0/model.safetensors"]
+    assert not any("logits/qab" in file and "qab-s" in file for file in plain)    # its own teacher never serves it
+
+
+def test_pseudo_labels_are_the_students_own_where_it_is_sure(toy, monkeypatch):
+    teachers = importlib.import_module("02_teachers")
+    stage, student = teachers.Stage(teachers.parse_args(["--artifacts", str(toy)])), toy / "students/qac/mtmt-s0"
+    plain = stage.table("targets/qac/train")
+    p = data.over_words(data.load_tagger(student, stage.tags, 0, stage.device), plain, lambda h: h, stage.device)
+    head = load_file(student / "model.safetensors")
+    p = (p.float() @ head["classifier.weight"].T + head["classifier.bias"]).softmax(-1)
+    monkeypatch.setattr(teachers, "CONFIDENCE", float(p.max(-1).values.median()))
+    sure = [tag for tags in stage.pseudo_labelled("qac", student)["tags"] for tag in tags]
+    expected = [row.argmax().item() if row.max() >= teachers.CONFIDENCE else teachers.IGNORED for row in p]
+    assert np.mean([a == b for a, b in zip(sure, expected)]) > 0.95              # but for rounding to fp16 on the way
+    assert 0.3 < np.mean([tag == teachers.IGNORED for tag in sure]) < 0.7
 
 
 def test_an_array_of_jobs_gives_the_bits_of_one_run_and_another_seed_gives_others(toy, tmp_path):
