@@ -103,7 +103,7 @@ SOUND_CHANGES = {  # ("pkw", "fxv"): p becomes f, k becomes x, w becomes v
 NEW_WORDS = {2: 0.3, 3: 0.1}  # share of its lexicon that a family (two letters), then a daughter (three), replaced
 LEXICON = {"noun": 60, "verb": 20, "adjective": 20, "title": 4, "in": 2, "from": 2, "company": 5, "meet": 4, "the": 2,
            "first": 60, "last": 60, "town": 60, "brand": 50}  # fmt: skip
-# GRAMMAR: capitals are rules, lower case a word of that class, TYPE:class+class a name; a line twice is twice as likely.
+# GRAMMAR: capitals are rules, lower case is a word of that class, TYPE:class+class a name; twice is twice as likely.
 # Which type a name has, only its neighbours tell: towns and firms are named after people now and then.
 GRAMMAR = {
     "SENTENCE": ["WHO ACT"],
@@ -390,7 +390,7 @@ def encode(sentences, tokenizer, max_length, tag_ids=None):
             pieces[word].append(piece)
         pieces = [p[:capacity] or [tokenizer.unk_token_id] for p in pieces]  # a word may be cut, none is dropped
         for start, stop, lo, hi in cut([len(p) for p in pieces], capacity):
-            at = list(itertools.accumulate((len(p) for p in pieces[start:stop]), initial=len(before)))  # words' first pieces
+            at = list(itertools.accumulate((len(p) for p in pieces[start:stop]), initial=len(before)))  # first pieces
             row = {"sentence": number, "start": seen, "words": words[lo:hi]}
             row["input_ids"] = before + sum(pieces[start:stop], []) + after
             row |= {"length": len(row["input_ids"]), "first": at[lo - start: hi - start]}
@@ -741,12 +741,13 @@ def open_data(artifacts):
     config = opened(artifacts / "data", "01_data.py")
     found = encoder_fingerprint(encoder_path(artifacts, config["encoder"]))
     if found != config["encoder_fingerprint"]:
-        raise UserError(f"encoder {config['encoder']} has changed since stage 1: run python 01_data.py again, with its flags "
-                        "and --overwrite")  # fmt: skip
+        raise UserError(f"encoder {config['encoder']} has changed since stage 1: run python 01_data.py again, with its "
+                        "flags and --overwrite")  # fmt: skip
     names = {"/".join(name.split("/")[:2]) for name in config["files"]}
-    config["of"] = {f"data/{name}": fingerprint({f: d for f, d in config["files"].items() if f.startswith(name + "/")} | {
-        "tags": config["tags"], "encoder": found}) for name in names}  # fmt: skip
-    config["of"]["data/sources"] = fingerprint(config["sources"])  # which there are
+    config["of"] = {"data/sources": fingerprint(config["sources"])}  # which there are
+    for name in names:
+        files = {file: digest for file, digest in config["files"].items() if file.startswith(name + "/")}
+        config["of"][f"data/{name}"] = fingerprint(files | {"tags": config["tags"], "encoder": found})
     return config
 
 

@@ -15,6 +15,7 @@ Writes  artifacts/teachers/recogniser-<source>-s<seed>   tags words, Eq. (1)
 Equation numbers are those of the README's section on the method.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -53,7 +54,7 @@ def parse_args(argv=None):
     p.add_argument("--epochs", type=data.positive, help="passes over the source")
     p.add_argument("--batch-size", type=data.positive, help="sentences of average length a step")
     p.add_argument("--freeze", type=int, help="bottom layers kept as they are, with the embeddings; 0 trains all")
-    p.add_argument("--tau", choices=["variance", "std"], default="variance", help="rule for the weights' temperature tau_w, Eq. (4)")
+    p.add_argument("--tau", choices=["variance", "std"], default="variance", help="rule for tau_w of Eq. (4)")
     data.common_flags(p)
     args = p.parse_args(argv)
     if args.round > 1 and (args.sources or args.oracle):
@@ -80,7 +81,7 @@ def evaluator_loss(model, batch, generator):
     i, j = data.draw_pairs(tags, generator)                                      # (P,), (P,)
     cos = F.cosine_similarity(v[i], v[j], dim=-1)
     same = (tags[i] == tags[j]).float()
-    return F.binary_cross_entropy_with_logits(cos, same, reduction="sum") / max(1, len(i))  # takes the sigmoid of cos itself
+    return F.binary_cross_entropy_with_logits(cos, same, reduction="sum") / max(1, len(i))  # sigmoid is in it
 
 
 def train(model, table, loss_of, recipe, seed, title):
@@ -283,7 +284,8 @@ class Stage:
         fitted = data.fingerprint(data.opened(folder, "02_teachers.py")["files"])
         for target in self.targets:
             folder, file = self.artifacts / "weights" / target, self.artifacts / "weights" / f"{target}.json"
-            made_from = {"pieces": {"teachers/similarity": fitted} | self.parts(f"targets/{target}"), "tau": self.args.tau}
+            pieces = {"teachers/similarity": fitted} | self.parts(f"targets/{target}")
+            made_from = {"pieces": pieces, "tau": self.args.tau}
             if not data.finished(folder, made_from, self.args.overwrite):
                 file.unlink(missing_ok=True)
                 self.weigh(target, folder, made_from)
@@ -325,8 +327,8 @@ def supervised_table(stage, target):
         raise data.UserError(f"--oracle: target {target} has no gold training tags: drop it from --targets")
     gold = [tag for tags in datasets.load_from_disk(str(folder))["tags"] for tag in tags]
     table = stage.table(f"targets/{target}/train")
-    ids = [stage.tags.index(tag) for tag in gold]
-    return table.add_column("tags", [ids[start: start + len(first)] for start, first in zip(table["start"], table["first"])])
+    ids, spans = [stage.tags.index(tag) for tag in gold], zip(table["start"], table["first"])
+    return table.add_column("tags", [ids[start: start + len(first)] for start, first in spans])
 
 
 def next_round(stage, args):
@@ -340,17 +342,17 @@ def next_round(stage, args):
         for seed in args.seeds:
             before = "" if args.round == 2 else f"-r{args.round - 1}"
             student = f"students/{target}/mtmt{before}-s{seed}"
-            pseudo, found = None, data.fingerprint(data.opened(stage.artifacts / student, "03_distill.py")["files"])
+            found = data.fingerprint(data.opened(stage.artifacts / student, "03_distill.py")["files"])
+            pseudo = functools.cache(lambda: stage.pseudo_labelled(target, stage.artifacts / student))
             for source in stage.teachers_of(target):
                 for kind in ("recogniser", "evaluator"):
                     old = f"teachers/{kind}-{source}-" + ("s0" if args.round == 2 else f"{target}-s{seed}{before}")
                     name = f"{kind}-{source}-{target}-s{seed}-r{args.round}"
                     start = data.opened(stage.artifacts / old, "02_teachers.py")
-                    pseudo = pseudo or stage.pseudo_labelled(target, stage.artifacts / student)
                     stage.recipe |= {k: start["made_from"][k] for k in {"lr", "batch_size", "freeze"} - given}
                     stage.recipe |= {"epochs": args.epochs or 1}  # a pass more for teachers already trained
                     pieces = {student: found, old: data.fingerprint(start["files"])} | stage.parts(f"sources/{source}")
-                    stage.teacher(name, kind, lambda: [stage.table(f"sources/{source}/train"), pseudo], pieces,
+                    stage.teacher(name, kind, lambda: [stage.table(f"sources/{source}/train"), pseudo()], pieces,
                                   seed=seed, start=stage.artifacts / old)  # fmt: skip
                     stage.cache(target, f"{kind}-{source}-s{seed}-r{args.round}", name)
 
@@ -379,9 +381,9 @@ def main(args):
                           stage.parts("sources", *(f"sources/{s}" for s in others)), seed=seed)  # fmt: skip
             stage.cache(target, f"pooled-s{seed}", f"pooled{without}-s{seed}")
             if args.oracle:
-                gold = data.opened(stage.artifacts / "gold", "01_data.py")
+                gold = {"gold": data.fingerprint(data.opened(stage.artifacts / "gold", "01_data.py")["files"])}
                 stage.teacher(f"supervised-{target}-s{seed}", "recogniser", lambda: [supervised_table(stage, target)],
-                              stage.parts(f"targets/{target}") | {"gold": data.fingerprint(gold["files"])}, seed=seed)  # fmt: skip
+                              stage.parts(f"targets/{target}") | gold, seed=seed)  # fmt: skip
                 stage.cache(target, f"supervised-s{seed}", f"supervised-{target}-s{seed}")
     print(f"stage 2 done: {len(stage.sources)} pairs of teachers, {len(stage.targets)} targets -> {args.artifacts}")
 

@@ -45,6 +45,7 @@ METHODS = {  # what each changes; tsl-<source> and mtmt-<source> are tsl-sim and
     "tsl-hard": {"labels": "hard"},
     "tsl-vote": {"labels": "vote"},
     "tsl-bea": {"labels": "bea"},
+    # a control: Eq. (6) over the words of mtmt's class-balanced pairs, and nothing else of mtmt
     "tsl-balanced": {"pairs": True, "alpha": False, "beta": False, "gamma": False, "similarity": False},
     "mtmt": {"pairs": True},
     "mtmt-avg": {"pairs": True, "weights": "uniform"},
@@ -74,8 +75,8 @@ def parse_args(argv=None):
     p.add_argument("--teacher-seed", type=data.seed, default=0, help="the teachers that every student learns from")
     p.add_argument("--rounds", type=data.positive, default=1, help="of mtmt: teachers learn from the student, and again")
     # how
-    p.add_argument("--lambda", dest="lam", type=data.not_negative, default=1.0, help="weight of the similarity loss in Eq. (9)")
-    p.add_argument("--temperature", type=data.above_zero, default=2.0, help="tau of tsl-kl's loss; no kin of stage 2's --tau")
+    p.add_argument("--lambda", dest="lam", type=data.not_negative, default=1.0, help="of the similarity loss in Eq. (9)")
+    p.add_argument("--temperature", type=data.above_zero, default=2.0, help="tau of tsl-kl's loss, Eq. (6)")
     p.add_argument("--lr", type=data.above_zero, help="peak learning rate; default by encoder size")
     p.add_argument("--epochs", type=data.positive, help="passes over the target's text")
     p.add_argument("--batch-size", type=data.positive, help="sentences of average length a step")
@@ -196,13 +197,15 @@ class Teachers:
         self.weights = torch.full((len(sources),), 1 / len(sources))                                    # (K,)
         if len(sources) > 1 and method["weights"] != "uniform":
             known = read_weights(artifacts, target, sources)
-            self.weights, self.made_from["weights"] = torch.tensor(list(known.values())), known
+            self.weights = torch.tensor(list(known.values()))
+            self.made_from["weights"] = {s: round(w, 6) for s, w in known.items()}
         if method["weights"] == "sentence":
             self.by_sentence = load_file(weights / "sentences.safetensors")["sentence"].float()         # (N, K)
         self.logits = [data.Rows(folder / "train.safetensors", "logits") for folder in self.recognisers]
         self.vectors = [data.Rows(folder / "train.safetensors", "vectors") for folder in self.evaluators]
         if method["labels"] == "bea":
-            self.posterior = bea(torch.stack([x[[(0, x.shape[0])]].argmax(-1) for x in self.logits]), len(tags))  # all rows
+            everything = [rows[[(0, rows.shape[0])]].argmax(-1) for rows in self.logits]
+            self.posterior = bea(torch.stack(everything), len(tags))                                    # (N_words, C)
 
     def look_up(self, batch, device, tau):
         """What the teachers say of a batch: p (M, C), vectors (K, M, D) or None, weights (K,) or (M, K)."""
@@ -237,7 +240,8 @@ def train(student, table, teachers, method, recipe, args, seed):
             h = data.word_states(student, batch)                                 # (M, H)
             student_logits = student.classifier(student.dropout(h)).float()      # (M, C)
         h = h.float()                                                            # losses are in fp32
-        ner = soft_target_loss(student_logits, p, tau) if method["loss"] == "kl" else squared_error(student_logits, p)  # (M,)
+        kl = method["loss"] == "kl"
+        ner = soft_target_loss(student_logits, p, tau) if kl else squared_error(student_logits, p)      # (M,)
         loss = ner.mean()
         row = [loss, loss]                                                       # the total and its only term
         if method["pairs"]:
@@ -269,7 +273,7 @@ def read_weights(artifacts, target, sources):
     """{source: weight} of a target for the sources that teach it: Eq. (4) as stage 2 wrote it, or a hand since."""
     path = artifacts / "weights" / f"{target}.json"
     try:
-        weights = {s: round(float(json.loads(path.read_text())[s]), 6) for s in sources}
+        weights = {s: float(json.loads(path.read_text())[s]) for s in sources}
     except FileNotFoundError:
         raise data.UserError(f"{path}: missing: run python 02_teachers.py first") from None
     except (ValueError, KeyError, TypeError):
@@ -311,8 +315,8 @@ class Stage:
         teachers = Teachers(self.artifacts, target, sources, method, seed, suffix, self.config["tags"])
         for name in teachers.made_from["pieces"]:
             if not data.is_current(self.artifacts, name, self.config["of"]):
-                raise data.UserError(f"{self.artifacts / name}: made from other data or teachers than there are: run python "
-                                     "02_teachers.py --overwrite")  # fmt: skip
+                raise data.UserError(f"{self.artifacts / name}: made from other data or teachers than there are: run "
+                                     "python 02_teachers.py --overwrite")  # fmt: skip
         if len(sources) > 1:
             teachers.made_from["pieces"]["data/sources"] = self.config["of"]["data/sources"]
         return teachers
@@ -346,8 +350,9 @@ class Stage:
         made_from = teachers.made_from | {"method": method, "seed": seed, **self.recipe}
         made_from["pieces"][text] = self.config["of"][text]
         if round_ > 1:
-            before = f"students/{target}/mtmt-r{round_ - 1}-s{seed}" if round_ > 2 else f"students/{target}/mtmt-s{seed}"
-            made_from["pieces"][before] = data.fingerprint(data.opened(self.artifacts / before, "03_distill.py")["files"])
+            before = f"students/{target}/mtmt-{f'r{round_ - 1}-' if round_ > 2 else ''}s{seed}"
+            config = data.opened(self.artifacts / before, "03_distill.py")
+            made_from["pieces"][before] = data.fingerprint(config["files"])
         made_from |= {"lambda": self.args.lam} if method["pairs"] else {}
         made_from |= {"temperature": self.args.temperature} if method["loss"] == "kl" else {}
         if data.finished(folder, made_from, self.args.overwrite):

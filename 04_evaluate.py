@@ -130,8 +130,8 @@ def check_fresh(artifacts, target, folder, config):
     taught = folder.parent.parent.name == "students" or folder.name.split("-")[0] in COMBINED
     stage = "03_distill.py" if taught else "02_teachers.py"
     piece = data.opened(folder, stage)
-    weights, now = piece["made_from"].get("weights", {}), read_weights(artifacts, target)  # none if sources are all alike
-    if (piece["tags"] != config["tags"] or any(now.get(s) != w for s, w in weights.items())
+    weights, now = piece["made_from"].get("weights", {}), read_weights(artifacts, target)  # {} where all count alike
+    if (piece["tags"] != config["tags"] or any(round(now.get(s, 0), 6) != w for s, w in weights.items())
             or not data.is_current(artifacts, folder.relative_to(artifacts), config["of"])):  # fmt: skip
         raise data.UserError(f"{folder}: made from other data, teachers or weights than there are: run python {stage} "
                              "--overwrite with the flags that made it, or remove the folder")  # fmt: skip
@@ -172,7 +172,7 @@ def read_weights(artifacts, target):
     """{source: weight} of a target, empty where stage 2 has not come to it."""
     path = artifacts / "weights" / f"{target}.json"
     try:
-        return {source: round(float(w), 6) for source, w in json.loads(path.read_text()).items()} if path.exists() else {}
+        return {source: float(w) for source, w in json.loads(path.read_text()).items()} if path.exists() else {}
     except (ValueError, TypeError, AttributeError):
         raise data.UserError(f"{path}: damaged: remove it and run python 02_teachers.py") from None
 
@@ -207,10 +207,11 @@ def score_cell(scores):
 
 def gain_cell(comparisons, resampled, method, baselines):
     """Mean over targets of F1(method) - F1(baseline) with its interval; baselines: {target: baseline}."""
-    deltas = [r["delta_f1"] for r in comparisons if r["method"] == method and baselines.get(r["target"]) == r["baseline"]]
+    rows = [r for r in comparisons if r["method"] == method and baselines.get(r["target"]) == r["baseline"]]
+    deltas = [r["delta_f1"] for r in rows]
     if len(deltas) < len(baselines):
         return "-"
-    low, high, _ = interval(np.mean([resampled[target, method, baseline] for target, baseline in baselines.items()], axis=0))
+    low, high, _ = interval(np.mean([resampled[t, method, b] for t, b in baselines.items()], axis=0))
     return f"{np.mean(deltas):+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
@@ -344,7 +345,8 @@ def score(target, counts, sizes, types):
             row = {"target": target, "method": method, "seed": seed}
             for kind, sums in [("micro", table.sum((0, 1))), *zip(types, table.sum(0))]:
                 precision, recall, f1 = prf(sums).tolist()
-                results.append(row | {"type": kind, "precision": precision, "recall": recall, "f1": f1, "support": int(sums[2])})
+                results.append(row | {"type": kind, "precision": precision, "recall": recall, "f1": f1,
+                                      "support": int(sums[2])})  # fmt: skip
             for name, (low, high) in LENGTHS.items():
                 sums = table[(sizes >= low) & (sizes <= high)].sum((0, 1))
                 if sums[2]:
@@ -367,9 +369,9 @@ def same_teachers(scores, baseline, method):
 def compare(target, counts, baselines):
     """Rows of comparisons.csv of one target, and {(target, method, baseline): resampled differences (R,)}."""
     one = next(table for by_seed in counts.values() for table in by_seed.values())
-    draws = bootstrap_draws(len(one), seed=zlib.crc32(target.encode()))  # its own: a mean over targets spreads as it should
-    scores = {m: {seed: np.array([prf(table.sum((0, 1)))[2], *resampled_f1(table[None], draws)]) for seed, table in by_seed.items()}
-              for m, by_seed in counts.items()}  # fmt: skip
+    draws = bootstrap_draws(len(one), seed=zlib.crc32(target.encode()))  # its own: independent of other targets'
+    score_of = lambda table: np.array([prf(table.sum((0, 1)))[2], *resampled_f1(table[None], draws)])  # F1, and resampled
+    scores = {m: {seed: score_of(table) for seed, table in by_seed.items()} for m, by_seed in counts.items()}
     rows, resampled = [], {}
     for method, baseline in itertools.product([m for m in counts if not is_oracle(m)], baselines):
         base = same_teachers(scores, baseline, method)
