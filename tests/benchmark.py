@@ -15,6 +15,7 @@ import cProfile
 import importlib
 import io
 import json
+import os
 import pstats
 import resource
 import statistics
@@ -106,27 +107,32 @@ class Case:
     def teacher(self):
         return lambda: teachers.train(self.model, self.table, teachers.recogniser_loss, self.recipe, 0, "teacher")
 
-    def bare(self, backward=True):
-        """Forward, backward and step of the model alone, on full batches with the corpus's number of sub-tokens."""
-        tokens, T = sum(self.table["length"]), int(np.mean(self.table["length"]))
-        steps = len(data.plan_batches(self.table, self.recipe["batch_size"] if backward else 64))
-        B = max(1, round(tokens / T / steps))
-        ids = torch.randint(5, self.config.vocab_size, (B, T), device=self.device)
-        mask, tags = torch.ones_like(ids), torch.randint(0, 7, (B * T,), device=self.device)
+    def bare(self, backward=True, same_shapes=False):
+        """Forward, backward and step of the model alone, on batches without padding.
+
+        By default all of one shape, with the corpus's number of sub-tokens and steps; or of the shapes that the stages
+        plan, which tells what the loop around the model costs from what long rows cost in attention and padding.
+        """
+        plan, lengths = data.plan_batches(self.table, self.recipe["batch_size"] if backward else 64), self.table["length"]
+        tokens, T = sum(lengths), int(np.mean(lengths))
+        shapes = [(max(1, round(tokens / T / len(plan))), T)] * len(plan)
+        if same_shapes:
+            shapes = [(len(rows), max(lengths[r] for r in rows)) for rows in plan]
         data.freeze(self.model, 0)
-        optimizer, _ = data.optimizer_for(self.model, 1e-5, steps)
-        self.model.train(backward)
+        optimizer, _ = data.optimizer_for(self.model, 1e-5, len(plan))
 
         def run():
-            for _ in range(steps):
+            self.model.train(backward)
+            for B, T in shapes:
+                ids = torch.randint(5, self.config.vocab_size, (B, T), device=self.device)
                 with torch.inference_mode(not backward), data.autocast(self.model):
-                    out = self.model(input_ids=ids, attention_mask=mask).logits
-                    loss = F.cross_entropy(out.flatten(0, 1).float(), tags) if backward else None
+                    out = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
                 if backward:
-                    loss.backward()
+                    tags = torch.randint(0, 7, (B * T,), device=self.device)
+                    F.cross_entropy(out.flatten(0, 1).float(), tags).backward()
                     optimizer.step()
                     optimizer.zero_grad()
-        run.scale = tokens / (steps * B * T)  # rounding of the batch
+        run.scale = 1 if same_shapes else tokens / (len(plan) * shapes[0][0] * T)  # rounding of the batch
         return run
 
     def ratio(self, name, upper, lower, repeats):
@@ -157,11 +163,11 @@ def peak_memory(args, encoder, method, sentences):
 
 def toy_seconds():
     """Seconds of each stage of the toy, cold, in processes of their own, with as many threads as torch likes."""
-    seconds = []
+    seconds, free = [], {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     with tempfile.TemporaryDirectory() as folder:
         for script in ("01_data.py", "02_teachers.py", "03_distill.py", "04_evaluate.py"):
             begun = time.perf_counter()
-            subprocess.run([sys.executable, ROOT / script, "--artifacts", Path(folder) / "toy"], check=True, capture_output=True)
+            subprocess.run([sys.executable, ROOT / script, "--artifacts", Path(folder) / "toy"], check=True, capture_output=True, env=free)
             seconds.append(round(time.perf_counter() - begun))
     return seconds
 
@@ -213,11 +219,14 @@ def main(args):
                 run()  # warm
                 profile(title, run)
             return
+        alike = case.bare(same_shapes=True), case.bare(backward=False, same_shapes=True)
         rows = [case.ratio("student training / bare model", case.student("tsl-sim", 4), case.bare(), args.repeats),
+                case.ratio("  ... of the same shapes", case.student("tsl-sim", 4), alike[0], args.repeats),
                 case.ratio("K = 4 / K = 1", case.student("mtmt", 4), case.student("mtmt", 1), args.repeats),
                 case.ratio("mtmt / tsl-sim", case.student("mtmt", 4), case.student("tsl-sim", 4), args.repeats),
                 case.ratio("teacher training / bare model", case.teacher(), case.bare(), args.repeats),
-                case.ratio("cache filling / bare forward", fill, case.bare(backward=False), args.repeats)]  # fmt: skip
+                case.ratio("cache filling / bare forward", fill, case.bare(backward=False), args.repeats),
+                case.ratio("  ... of the same shapes", fill, alike[1], args.repeats)]  # fmt: skip
         shares = [padding(lengths_like(p, 1500, rng)) for p in ([real] if real else ["news", "titles", "long"])]
         rows.append({"row": "padding", "ratio": round(max(shares), 3), "low": round(min(shares), 3), "high": round(max(shares), 3)})
         small, large, tsl = (peak_memory(args, encoder, *case) for case in (("mtmt", 1000), ("mtmt", 8000), ("tsl-sim", 1000)))
