@@ -678,17 +678,18 @@ def is_current(artifacts, name, of):
 
     of: fingerprints of the parts of data/, from open_data
     """
-    def config_of(name):
+    def read(name):
         path = artifacts / name / "config.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        with explained(f"{path}: damaged", "make that piece again, with --overwrite"):
+            config = json.loads(path.read_text())
+            return fingerprint(config["files"]), config["made_from"].get("pieces", {})
 
-    for other, found in config_of(name)["made_from"].get("pieces", {}).items():
+    for other, found in read(name)[1].items():
         if other.startswith("data/"):
             if of.get(other) != found:
                 return False
-        elif config := config_of(other):
-            if fingerprint(config["files"]) != found or not is_current(artifacts, other, of):
-                return False
+        elif (artifacts / other).exists() and (read(other)[0] != found or not is_current(artifacts, other, of)):
+            return False
     return True
 
 

@@ -36,7 +36,7 @@ COMBINED = ("ensemble", "vote", "bea")  # what stage 3 makes of the teachers wit
 FAILED = 1.0  # F1 in percent under which a seed is flagged as collapsed
 # One colour and marker a method throughout (Okabe and Ito's palette, told apart in grey by the marker).
 STYLE = {"direct-pooled": ("#999999", "s"), "ensemble": ("#56B4E9", "D"), "tsl-avg": ("#E69F00", "v"),
-         "tsl-sim": ("#D55E00", "^"), "mtmt": ("#0072B2", "o")}  # fmt: skip
+         "tsl-sim": ("#D55E00", "^"), "tsl-kl": ("#009E73", "<"), "mtmt": ("#0072B2", "o")}  # fmt: skip
 
 
 def parse_args(argv=None):

@@ -186,6 +186,7 @@ def test_what_is_no_piece_is_passed_over(toy, tmp_path):
     ("data/config.json", lambda p: p.unlink(), "03_distill.py", ["artifacts/data", "incomplete"]),
     ("logits/qac/evaluator-qba-s0/train.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-99]), "03_distill.py", ["evaluator-qba-s0/train.safetensors", "damaged"]),
     ("teachers/recogniser-qaa-s0/model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:999]), "02_teachers.py", ["recogniser-qaa-s0", "damaged", "--overwrite"]),
+    ("teachers/recogniser-qaa-s0/config.json", lambda p: p.write_text("{"), "03_distill.py", ["recogniser-qaa-s0/config.json", "damaged", "--overwrite"]),
     ("students/qbc/mtmt-s0/test.safetensors", lambda p: p.write_bytes(b""), "04_evaluate.py", ["students/qbc/mtmt-s0", "damaged"]),
     ("weights/qac.json", lambda p: p.write_text('{"qaa": 1'), "03_distill.py", ["weights/qac.json", "damaged"]),
     ("weights/qac.json", lambda p: p.write_text('{"qaa": 1, "qab": 1, "qba": 0, "qbb": 0}'), "03_distill.py", ["weights/qac.json", "sum 1"]),
