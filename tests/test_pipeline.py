@@ -182,6 +182,16 @@ def test_an_array_of_jobs_gives_the_bits_of_one_run_and_another_seed_gives_other
     assert not torch.equal(*logits)
 
 
+def test_of_two_writers_of_one_piece_the_first_wins_and_nothing_is_left_over(tmp_path, monkeypatch):
+    with data.publishing(tmp_path / "piece", {}) as mine:
+        (mine / "who").write_text("second")
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(data.os, "getpid", lambda: 1)                      # another process's number
+            with data.publishing(tmp_path / "piece", {}) as other:
+                (other / "who").write_text("first")
+    assert (tmp_path / "piece/who").read_text() == "first" and [p.name for p in tmp_path.iterdir()] == ["piece"]
+
+
 # ------------------------------------------------------------------------ odd data
 
 @pytest.fixture(scope="module")
