@@ -212,6 +212,8 @@ def main(args):
             method, sentences = args.memory_of
             Case(encoder, device, lengths_like("news", int(sentences), rng), folder).student(method, 4)()
             return print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        if not args.profile:  # first, since a process that was started by a large one counts as large
+            small, large, tsl = (peak_memory(args, encoder, *case) for case in (("mtmt", 1000), ("mtmt", 8000), ("tsl-sim", 1000)))
         case = Case(encoder, device, lengths_like(real or "news", args.sentences, rng), folder)
         fill = lambda: data.over_words(case.model, case.table, case.model.classifier, device)
         if args.profile:
@@ -229,7 +231,6 @@ def main(args):
                 case.ratio("  ... of the same shapes", fill, alike[1], args.repeats)]  # fmt: skip
         shares = [padding(lengths_like(p, 1500, rng)) for p in ([real] if real else ["news", "titles", "long"])]
         rows.append({"row": "padding", "ratio": round(max(shares), 3), "low": round(min(shares), 3), "high": round(max(shares), 3)})
-        small, large, tsl = (peak_memory(args, encoder, *case) for case in (("mtmt", 1000), ("mtmt", 8000), ("tsl-sim", 1000)))
         rows.append({"row": "memory, 8 x the text", "ratio": round(large / small, 3), "low": small, "high": large})
         rows.append({"row": "memory, mtmt / tsl-sim", "ratio": round(small / tsl, 3), "low": tsl, "high": small})
     print(f"{'':32}{'ratio':>8}{'range':>18}{'goal':>7}")
