@@ -4,8 +4,8 @@
     python 03_distill.py --methods mtmt mtmt-nogamma --seeds 0    an ablation
     python 03_distill.py --methods mtmt --rounds 3                progressive rounds
 
-Reads   artifacts/data/targets (no tags there), artifacts/logits, artifacts/weights: never a teacher, never gold;
-        with --rounds it calls stage 2 between its students
+Reads   artifacts/data/targets (no tags there), artifacts/logits, artifacts/weights: never a teacher, never gold; of
+        teachers no more than the config.json that says what a cache was made from; --rounds calls stage 2 in between
 Writes  artifacts/students/<target>/<method>-s<seed>/   the student, its test logits, its losses by term (log.csv)
         artifacts/logits/<target>/{ensemble,vote,bea}   the teachers combined without any student
 
@@ -293,6 +293,11 @@ def resolve(name, target, sources):
     raise data.UserError(f"--methods {name}: not one of {' '.join(METHODS)} nor tsl-<source> or mtmt-<source>")
 
 
+def of_round(round_, seed):
+    """Name of a round's student; the first round is plain mtmt."""
+    return f"mtmt-r{round_}-s{seed}" if round_ > 1 else f"mtmt-s{seed}"
+
+
 class Stage:
     """What every step needs: flags, data/config.json, the encoder, the device."""
 
@@ -350,7 +355,7 @@ class Stage:
         made_from = teachers.made_from | {"method": method, "seed": seed, **self.recipe}
         made_from["pieces"][text] = self.config["of"][text]
         if round_ > 1:
-            before = f"students/{target}/mtmt-{f'r{round_ - 1}-' if round_ > 2 else ''}s{seed}"
+            before = f"students/{target}/{of_round(round_ - 1, seed)}"
             config = data.opened(self.artifacts / before, "03_distill.py")
             made_from["pieces"][before] = data.fingerprint(config["files"])
         made_from |= {"lambda": self.args.lam} if method["pairs"] else {}
@@ -376,8 +381,8 @@ class Stage:
     def progress(self, target, seed):
         """Eq. (10): stage 2 teaches the teachers what the student found, a new student follows, until little changes."""
         def tags(round_):
-            name = f"mtmt-r{round_}-s{seed}" if round_ > 1 else f"mtmt-s{seed}"
-            return load_file(self.artifacts / "students" / target / name / "test.safetensors")["logits"].argmax(-1)
+            folder = self.artifacts / "students" / target / of_round(round_, seed)
+            return load_file(folder / "test.safetensors")["logits"].argmax(-1)
 
         for round_ in range(2, self.args.rounds + 1):
             command = [sys.executable, str(Path(__file__).with_name("02_teachers.py")), "--round", str(round_),

@@ -5,7 +5,8 @@
     python 04_evaluate.py --oracle                       also the upper bounds that use target labels
     python 04_evaluate.py --score GOLD PREDICTION        two CoNLL files, nothing else is read
 
-Reads   artifacts/gold, artifacts/data/targets, artifacts/logits, artifacts/students
+Reads   artifacts/gold, artifacts/data/targets, artifacts/logits, artifacts/students, artifacts/weights, and in every
+        config.json what a piece was made from
 Writes  artifacts/results/results.csv       precision, recall, F1 of every target, method, seed and entity type
         artifacts/results/comparisons.csv   F1 differences with 95 % intervals: paired bootstrap over test sentences
         artifacts/results/lengths.csv       F1 by sentence length
@@ -257,7 +258,7 @@ def summary(results, comparisons, resampled, config, directs, bests, mode):
         sure, worse = sum(r["ci_low"] > 0 for r in rows), sum(r["ci_high"] < 0 for r in rows)  # by the whole interval
         lines += [f"`{method}` is above direct transfer on {above} of {len(rows)} targets, with an interval above zero "
                   f"on {sure} and below zero on {worse}.", ""]  # fmt: skip
-    stronger = {name: dict.fromkeys(targets, name) for name in ("direct-pooled", "ensemble", "tsl-sim") if name in f1}
+    stronger = {name: dict.fromkeys(targets, name) for name in ("direct-pooled", "ensemble", "tsl-sim", "mtmt") if name in f1}
     stronger |= {"best source by weight": bests} if bests else {}
     lines += ["## Gain over stronger baselines, mean over targets", ""]
     rows = [[m, *(gain_cell(comparisons, resampled, m, b) for b in stronger.values())] for m in f1 if not is_oracle(m)]

@@ -51,7 +51,7 @@ def parse_args():
     p.add_argument("--sentences", type=int, default=600)
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--profile", action="store_true", help="seconds by function instead of ratios")
-    p.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)  # a child process: METHOD N, peak memory of distilling N sentences
+    p.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)  # a child process: METHOD N PROFILE, peak memory of distilling N sentences
     return p.parse_args()
 
 
@@ -143,10 +143,10 @@ class Case:
 
 
 def lengths_like(profile, n, rng):
-    """Window lengths of a corpus: news (broad), titles (short), or the lengths of real data."""
+    """Window lengths of a corpus: news (broad), titles (short), long, even (all alike), or the lengths of real data."""
     if isinstance(profile, list):
         return rng.choice(profile, n).tolist()
-    mean, spread = {"news": (3.4, 0.6), "titles": (2.3, 0.4), "long": (4.2, 0.5)}[profile]
+    mean, spread = {"news": (3.4, 0.6), "titles": (2.3, 0.4), "long": (4.2, 0.5), "even": (3.58, 0.0)}[profile]
     return np.clip(rng.lognormal(mean, spread, n), 4, 128).astype(int).tolist()
 
 
@@ -155,9 +155,9 @@ def padding(lengths):
     return sum(len(b) * max(lengths[r] for r in b) for b in batches) / sum(lengths)
 
 
-def peak_memory(args, encoder, method, sentences):
+def peak_memory(args, encoder, method, sentences, profile="news"):
     """Peak resident memory in MiB of a process that distils `sentences` sentences of unlabelled text."""
-    command = [sys.executable, __file__, "--encoder", str(encoder), "--memory-of", method, str(sentences), "--device", args.device or "cpu"]
+    command = [sys.executable, __file__, "--encoder", str(encoder), "--memory-of", method, str(sentences), profile, "--device", args.device or "cpu"]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
@@ -209,11 +209,12 @@ def main(args):
             target = json.loads((args.data / "data" / "config.json").read_text())["targets"][0]
             real = list(datasets.load_from_disk(str(args.data / "data" / "targets" / target / "train"))["length"])
         if args.memory_of:
-            method, sentences = args.memory_of
-            Case(encoder, device, lengths_like("news", int(sentences), rng), folder).student(method, 4)()
+            method, sentences, lengths = args.memory_of
+            Case(encoder, device, lengths_like(lengths, int(sentences), rng), folder).student(method, 4)()
             return print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
         if not args.profile:  # first, since a process that was started by a large one counts as large
-            small, large, tsl = (peak_memory(args, encoder, *case) for case in (("mtmt", 1000), ("mtmt", 8000), ("tsl-sim", 1000)))
+            cases = ("mtmt", 1000), ("mtmt", 8000), ("tsl-sim", 1000), ("mtmt", 1000, "even"), ("mtmt", 8000, "even")
+            small, large, tsl, small_even, large_even = (peak_memory(args, encoder, *case) for case in cases)
         case = Case(encoder, device, lengths_like(real or "news", args.sentences, rng), folder)
         fill = lambda: data.over_words(case.model, case.table, case.model.classifier, device)
         if args.profile:
@@ -232,6 +233,7 @@ def main(args):
         shares = [padding(lengths_like(p, 1500, rng)) for p in ([real] if real else ["news", "titles", "long"])]
         rows.append({"row": "padding", "ratio": round(max(shares), 3), "low": round(min(shares), 3), "high": round(max(shares), 3)})
         rows.append({"row": "memory, 8 x the text", "ratio": round(large / small, 3), "low": small, "high": large})
+        rows.append({"row": "  ... memory, all of one length", "ratio": round(large_even / small_even, 3), "low": small_even, "high": large_even})
         rows.append({"row": "memory, mtmt / tsl-sim", "ratio": round(small / tsl, 3), "low": tsl, "high": small})
     print(f"{'':32}{'ratio':>8}{'range':>18}{'goal':>7}")
     for r in rows:
