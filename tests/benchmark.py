@@ -1,19 +1,18 @@
 """What the stages cost beside the bare model: ratios of interleaved repetitions within one run.
 
-    python tests/benchmark.py                                        a random encoder of 17 M parameters, random text
+    python tests/benchmark.py                    a random encoder of 17 M parameters, random text
     python tests/benchmark.py --encoder bert-base-multilingual-cased --device cuda
-    python tests/benchmark.py --data artifacts                       the sentence lengths of a real target
-    python tests/benchmark.py --profile                              where a student's and a cache's seconds go
+    python tests/benchmark.py --data artifacts   the sentence lengths of a real target
+    python tests/benchmark.py --profile          where a student's and a cache's seconds go
 
-Prints a short table and, as its last line, one line of JSON. Not collected by pytest. Ratios mean something on a machine
-that does nothing else; OMP_NUM_THREADS=1 makes them steadier.
+Prints a short table and, as its last line, one line of JSON. Not collected by pytest. Ratios mean
+something on a machine that does nothing else; OMP_NUM_THREADS=1 makes them steadier.
 """
 
 import argparse
-import contextlib
 import cProfile
 import importlib
-import io
+import itertools
 import json
 import os
 import pstats
@@ -34,46 +33,63 @@ from safetensors.torch import save_file
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-data, teachers, distill, evaluate = (importlib.import_module(n) for n in ("01_data", "02_teachers", "03_distill", "04_evaluate"))
-TAGS = ["O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER"]
-GOALS = {"student training / bare model": 1.05, "padding": 1.04, "K = 4 / K = 1": 1.03, "mtmt / tsl-sim": 1.15,
-         "teacher training / bare model": 1.05, "cache filling / bare forward": 1.05, "memory, 8 x the text": 1.2}  # fmt: skip
-ENCODER = dict(vocab_size=16_000, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
-SHARES = ("word_states", "run_backward", "_use_grad", "clip_grad_norm_", "look_up", "collate", "__getitem__", "draw_pairs",
-          "squared_error", "similarity_loss", "teacher_similarity", "plan_batches", "optimizer_for")  # fmt: skip
+SCRIPTS = ("01_data", "02_teachers", "03_distill", "04_evaluate")
+data, teachers, distill, evaluate = map(importlib.import_module, SCRIPTS)
+TAGS = data.tags_of(["LOC", "ORG", "PER"])
+GOALS = {
+    "student training / bare model": 1.05,
+    "K = 4 / K = 1": 1.03,
+    "mtmt / tsl-sim": 1.15,
+    "teacher training / bare model": 1.05,
+    "cache filling / bare forward": 1.05,
+    "padding": 1.04,
+    "memory, 8 x the text": 1.2,
+}
+ENCODER = {"vocab_size": 16_000, "hidden_size": 384, "num_hidden_layers": 6}
+ENCODER |= {"num_attention_heads": 12, "intermediate_size": 1536}
+SHARES = [  # functions whose share of the seconds --profile prints
+    "read_words", "run_backward", "_use_grad", "clip_grad_norm_", "read_rows", "collate",
+    "__getitem__", "draw_pairs", "mixture", "student_loss", "squared_error", "similarity_loss",
+    "teacher_similarity", "plan_batches", "optimiser",
+]
 
 
 def parse_args():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--device", help="cpu or cuda; default as the stages choose")
-    p.add_argument("--encoder", help="folder or hub name; default: a random BERT of 6 layers, 384 wide, 17 M parameters")
-    p.add_argument("--data", type=Path, help="artifacts whose first target's sentence lengths to use")
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    p.add_argument("--device", default=there, help="cpu or cuda; default as the stages choose")
+    p.add_argument("--encoder", help="folder or hub name; default: a random BERT of 17 M")
+    p.add_argument("--data", type=Path, help="artifacts whose first target gives sentence lengths")
     p.add_argument("--sentences", type=int, default=600)
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--profile", action="store_true", help="seconds by function instead of ratios")
-    p.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)  # a child process: METHOD N PROFILE, peak memory of distilling N sentences
+    # A child process, METHOD N PROFILE: peak memory of distilling N sentences.
+    p.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
     return p.parse_args()
 
 
 def random_table(lengths, vocabulary, rng):
-    """Windows of the given lengths over random sub-tokens, three of five of them first in their word, with random tags."""
+    """Windows of random sub-tokens, three of five of them first in their word, with random tags."""
     rows, start = [], 0
     for number, n in enumerate(map(int, lengths)):
         first = [1, *(k for k in range(2, n - 1) if rng.random() < 0.6)]
-        rows.append({"sentence": number, "start": start, "words": ["x"] * len(first), "length": n, "first": first,
-                     "input_ids": [2, *rng.integers(5, vocabulary, n - 2).tolist(), 3], "tags": rng.integers(0, 7, len(first)).tolist()})  # fmt: skip
+        ids = [2, *rng.integers(5, vocabulary, n - 2).tolist(), 3]
+        row = {"sentence": number, "start": start, "words": ["x"] * len(first), "length": n}
+        row |= {"first": first, "input_ids": ids}
+        rows.append(row | {"tags": rng.integers(0, len(TAGS), len(first)).tolist()})
         start += len(first)
     return datasets.Dataset.from_list(rows)
 
 
 def caches(folder, words, width, K):
     """Random caches of K teachers over a number of words, as stage 2 leaves them."""
-    for k in range(K):
-        for kind, tensor, D in (("recogniser", "logits", 7), ("evaluator", "vectors", width)):
-            piece = data.publishing(folder / "logits" / "xx" / f"{kind}-s{k}-s0", {}, {"tags": TAGS})
-            with contextlib.redirect_stdout(io.StringIO()), piece as partial:
-                rows = torch.cat([F.normalize(torch.randn(min(10_000, words - at), D), dim=-1).half() for at in range(0, words, 10_000)])
-                save_file({tensor: rows}, partial / "train.safetensors")
+    for k, (kind, D) in itertools.product(range(K), (("logits", len(TAGS)), ("vectors", width))):
+        (folder / f"{kind}-{k}").mkdir()
+        parts = []
+        for start in range(0, words, 10_000):
+            part = torch.randn(min(10_000, words - start), D)
+            parts.append(F.normalize(part, dim=-1).half())
+        save_file({kind: torch.cat(parts)}, folder / f"{kind}-{k}" / "train.safetensors")
 
 
 class Case:
@@ -85,89 +101,114 @@ class Case:
         self.table = random_table(lengths, self.config.vocab_size, np.random.default_rng(0))
         self.recipe = {"lr": 1e-5, "epochs": 1, "batch_size": 32, "freeze": 0}
         caches(folder, sum(map(len, self.table["first"])), self.config.hidden_size, K)
-        (folder / "weights").mkdir(exist_ok=True)
-        (folder / "weights" / "xx.json").write_text(json.dumps({f"s{k}": 1 / K for k in range(K)}))
-        self.model = data.load_tagger(encoder, TAGS, 0, device)
-        self.args = argparse.Namespace(lam=1.0, temperature=2.0, artifacts=folder)
+        self.model = teachers.load_tagger(encoder, TAGS, 0, device)
 
     def clock(self, run):
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait = torch.cuda.synchronize if self.device == "cuda" else lambda: None
+        wait()
         begun = time.perf_counter()
         run()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        wait()
         return time.perf_counter() - begun
 
     def student(self, method, K):
-        settings = distill.SHARED | distill.METHODS[method]
-        crowd = distill.Teachers(self.folder, "xx", [f"s{k}" for k in range(K)], settings, 0, "", TAGS)
-        return lambda: distill.train(self.model, self.table, crowd, settings, self.recipe, self.args, 0)
+        def run():
+            logits, vectors = [], []
+            for k in range(K):
+                for kind, opened in (("logits", logits), ("vectors", vectors)):
+                    file = self.folder / f"{kind}-{k}" / "train.safetensors"
+                    opened.append(distill.open_rows(file, kind))
+            weights, kappas = torch.full((K,), 1 / K), torch.ones(K)
+            said = (logits, weights), (vectors, weights, kappas)
+            distill.train(self.model, self.table, *said, distill.METHODS[method], self.recipe, 0)
+
+        return run
 
     def teacher(self):
-        return lambda: teachers.train(self.model, self.table, teachers.recogniser_loss, self.recipe, 0, "teacher")
+        given = self.model, self.table, teachers.recogniser_loss, self.recipe, 0, "teacher"
+        return lambda: teachers.train(*given)
+
+    def cache(self):
+        given = self.model, self.table, teachers.keep_logits, self.device
+        return lambda: teachers.over_words(*given)
 
     def bare(self, backward=True, same_shapes=False):
         """Forward, backward and step of the model alone, on batches without padding.
 
-        By default all of one shape, with the corpus's number of sub-tokens and steps; or of the shapes that the stages
-        plan, which tells what the loop around the model costs from what long rows cost in attention and padding.
+        By default all of one shape, with the corpus's number of sub-tokens and steps; or of the
+        shapes that the stages plan, which tells what the loop around the model costs from what long
+        rows cost in attention and padding.
         """
-        plan, lengths = data.plan_batches(self.table, self.recipe["batch_size"] if backward else 64), self.table["length"]
+        size, lengths = self.recipe["batch_size"] if backward else 64, list(self.table["length"])
+        plan = teachers.plan_batches(self.table, size)
         tokens, T = sum(lengths), int(np.mean(lengths))
         shapes = [(max(1, round(tokens / T / len(plan))), T)] * len(plan)
         if same_shapes:
             shapes = [(len(rows), max(lengths[r] for r in rows)) for rows in plan]
-        data.freeze(self.model, 0)
-        optimizer, _ = data.optimizer_for(self.model, 1e-5, len(plan))
+        teachers.freeze(self.model, 0)
+        optimizer = torch.optim.AdamW(self.model.parameters(), 1e-5, fused=True)
 
         def run():
             self.model.train(backward)
             for B, T in shapes:
                 ids = torch.randint(5, self.config.vocab_size, (B, T), device=self.device)
-                with torch.inference_mode(not backward), data.autocast(self.model):
+                with torch.inference_mode(not backward), teachers.autocast(self.model):
                     out = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
                 if backward:
                     tags = torch.randint(0, 7, (B * T,), device=self.device)
                     F.cross_entropy(out.flatten(0, 1).float(), tags).backward()
                     optimizer.step()
                     optimizer.zero_grad()
-        run.scale = 1 if same_shapes else tokens / (len(plan) * shapes[0][0] * T)  # rounding of the batch
+
+        run.scale = 1 if same_shapes else tokens / (len(plan) * shapes[0][0] * T)  # of the rounding
         return run
 
     def ratio(self, name, upper, lower, repeats):
-        """Median and range of upper / lower over interleaved repetitions, each pair timed side by side."""
-        pairs = [(self.clock(upper), self.clock(lower) * getattr(lower, "scale", 1)) for _ in range(repeats + 1)][1:]
-        values = sorted(a / b for a, b in pairs)
-        return {"row": name, "ratio": round(statistics.median(values), 3), "low": round(values[0], 3), "high": round(values[-1], 3)}
+        """Median and range of upper / lower over interleaved repetitions, after one to warm up."""
+        values = []
+        for _ in range(repeats + 1):
+            seconds = self.clock(upper)
+            values.append(seconds / (self.clock(lower) * getattr(lower, "scale", 1)))
+        return row_of(name, values[1:])
+
+
+def row_of(name, values, middle=None):
+    """A row of the table: the median, or another figure, with the range of the values."""
+    middle = statistics.median(values) if middle is None else middle
+    low, high = round(min(values), 3), round(max(values), 3)
+    return {"row": name, "ratio": round(middle, 3), "low": low, "high": high}
 
 
 def lengths_like(profile, n, rng):
-    """Window lengths of a corpus: news (broad), titles (short), long, even (all alike), or the lengths of real data."""
+    """Window lengths of a corpus: broad, short, long, all alike, or those of real data (a list)."""
     if isinstance(profile, list):
         return rng.choice(profile, n).tolist()
-    mean, spread = {"news": (3.4, 0.6), "titles": (2.3, 0.4), "long": (4.2, 0.5), "even": (3.58, 0.0)}[profile]
+    profiles = {"news": (3.4, 0.6), "titles": (2.3, 0.4), "long": (4.2, 0.5), "even": (3.58, 0.0)}
+    mean, spread = profiles[profile]
     return np.clip(rng.lognormal(mean, spread, n), 4, 128).astype(int).tolist()
 
 
 def padding(lengths):
-    batches = data.plan_batches({"length": lengths}, 32, np.random.default_rng(0))
+    batches = teachers.plan_batches({"length": lengths}, 32, np.random.default_rng(0))
     return sum(len(b) * max(lengths[r] for r in b) for b in batches) / sum(lengths)
 
 
 def peak_memory(args, encoder, method, sentences, profile="news"):
-    """Peak resident memory in MiB of a process that distils `sentences` sentences of unlabelled text."""
-    command = [sys.executable, __file__, "--encoder", str(encoder), "--memory-of", method, str(sentences), profile, "--device", args.device or "cpu"]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    """Peak resident memory in MiB of a process that distils some sentences of unlabelled text."""
+    command = [sys.executable, __file__, "--encoder", str(encoder), "--device", args.device]
+    command += ["--memory-of", method, str(sentences), profile]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
 
 
 def toy_seconds():
-    """Seconds of each stage of the toy, cold, in processes of their own, with as many threads as torch likes."""
+    """Seconds of each stage of the toy, cold, in processes of their own, as a user runs them."""
     seconds, free = [], {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     with tempfile.TemporaryDirectory() as folder:
-        for script in ("01_data.py", "02_teachers.py", "03_distill.py", "04_evaluate.py"):
+        for script in SCRIPTS:
+            command = [sys.executable, ROOT / f"{script}.py", "--artifacts", Path(folder) / "toy"]
             begun = time.perf_counter()
-            subprocess.run([sys.executable, ROOT / script, "--artifacts", Path(folder) / "toy"], check=True, capture_output=True, env=free)
+            subprocess.run(command, check=True, capture_output=True, env=free)
             seconds.append(round(time.perf_counter() - begun))
     return seconds
 
@@ -179,7 +220,8 @@ def profile(title, run):
     calls = pstats.Stats(profiler).stats
     total = max(cumulative for _, _, _, cumulative, _ in calls.values())
     print(f"{title}: {total:.2f} s")
-    for (file, line, name), (_, n, _, seconds, _) in sorted(calls.items(), key=lambda item: -item[1][3]):
+    longest_first = sorted(calls.items(), key=lambda item: -item[1][3])
+    for (file, line, name), (_, n, _, seconds, _) in longest_first:
         if any(part in name for part in SHARES) and seconds > 0.002 * total:
             print(f"  {seconds / total:6.1%}  {n:6} calls  {Path(file).name}:{line} {name}")
 
@@ -188,53 +230,63 @@ def bootstrap_seconds():
     """1,000 resamples of 10 targets x 12 systems x 2,000 sentences, from counts."""
     counts = np.random.default_rng(0).integers(0, 3, (1, 2000, 3, 3))
     begun = time.perf_counter()
-    for _ in range(10):
-        draws = evaluate.bootstrap_draws(2000, 1000)
+    for target in range(10):
+        draws = evaluate.draw(2000, target, 1000)
         for _ in range(12):
-            evaluate.resampled_f1(counts, draws)
+            evaluate.resampled_f1(counts.sum(2), draws)
     return round(time.perf_counter() - begun, 1)
 
 
 def main(args):
-    device = torch.device(args.device) if args.device else data.pick_device()
-    transformers.logging.set_verbosity_error()
-    rng = np.random.default_rng(0)
+    device, rng = args.device, np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         folder, encoder = Path(folder), args.encoder
         if not encoder:
             encoder = folder / "encoder"
-            transformers.BertForMaskedLM(transformers.BertConfig(**ENCODER)).save_pretrained(encoder)
+            model = transformers.BertForMaskedLM(transformers.BertConfig(**ENCODER))
+            model.save_pretrained(encoder)
         real = None
         if args.data:
-            target = json.loads((args.data / "data" / "config.json").read_text())["targets"][0]
-            real = list(datasets.load_from_disk(str(args.data / "data" / "targets" / target / "train"))["length"])
+            target = json.loads((args.data / "data/config.json").read_text())["targets"][0]
+            real = list(teachers.load_table(args.data, f"data/targets/{target}/train")["length"])
         if args.memory_of:
             method, sentences, lengths = args.memory_of
-            Case(encoder, device, lengths_like(lengths, int(sentences), rng), folder).student(method, 4)()
+            lengths = lengths_like(lengths, int(sentences), rng)
+            Case(encoder, device, lengths, folder).student(method, 4)()
             return print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-        if not args.profile:  # first, since a process that was started by a large one counts as large
-            cases = ("mtmt", 1000), ("mtmt", 8000), ("tsl-sim", 1000), ("mtmt", 1000, "even"), ("mtmt", 8000, "even")
-            small, large, tsl, small_even, large_even = (peak_memory(args, encoder, *case) for case in cases)
+        memory = {}
+        if not args.profile:  # first: a process that was started by a large one counts as large
+            texts = ("mtmt", 1000), ("mtmt", 8000), ("tsl-sim", 1000)
+            for text in (*texts, ("mtmt", 1000, "even"), ("mtmt", 8000, "even")):
+                memory[text] = peak_memory(args, encoder, *text)
         case = Case(encoder, device, lengths_like(real or "news", args.sentences, rng), folder)
-        fill = lambda: data.over_words(case.model, case.table, case.model.classifier, device)
         if args.profile:
-            for title, run in (("student, mtmt", case.student("mtmt", 4)), ("cache", fill)):
+            for title, run in (("student, mtmt", case.student("mtmt", 4)), ("cache", case.cache())):
                 run()  # warm
                 profile(title, run)
             return
-        alike = case.bare(same_shapes=True), case.bare(backward=False, same_shapes=True)
-        rows = [case.ratio("student training / bare model", case.student("tsl-sim", 4), case.bare(), args.repeats),
-                case.ratio("  ... of the same shapes", case.student("tsl-sim", 4), alike[0], args.repeats),
-                case.ratio("K = 4 / K = 1", case.student("mtmt", 4), case.student("mtmt", 1), args.repeats),
-                case.ratio("mtmt / tsl-sim", case.student("mtmt", 4), case.student("tsl-sim", 4), args.repeats),
-                case.ratio("teacher training / bare model", case.teacher(), case.bare(), args.repeats),
-                case.ratio("cache filling / bare forward", fill, case.bare(backward=False), args.repeats),
-                case.ratio("  ... of the same shapes", fill, alike[1], args.repeats)]  # fmt: skip
-        shares = [padding(lengths_like(p, 1500, rng)) for p in ([real] if real else ["news", "titles", "long"])]
-        rows.append({"row": "padding", "ratio": round(max(shares), 3), "low": round(min(shares), 3), "high": round(max(shares), 3)})
-        rows.append({"row": "memory, 8 x the text", "ratio": round(large / small, 3), "low": small, "high": large})
-        rows.append({"row": "  ... memory, all of one length", "ratio": round(large_even / small_even, 3), "low": small_even, "high": large_even})
-        rows.append({"row": "memory, mtmt / tsl-sim", "ratio": round(small / tsl, 3), "low": tsl, "high": small})
+        mtmt, tsl, fill = case.student("mtmt", 4), case.student("tsl-sim", 4), case.cache()
+        forward = lambda **shapes: case.bare(backward=False, **shapes)
+        timed = [
+            ("student training / bare model", tsl, case.bare()),
+            ("  ... of the same shapes", tsl, case.bare(same_shapes=True)),
+            ("K = 4 / K = 1", mtmt, case.student("mtmt", 1)),
+            ("mtmt / tsl-sim", mtmt, tsl),
+            ("teacher training / bare model", case.teacher(), case.bare()),
+            ("cache filling / bare forward", fill, forward()),
+            ("  ... of the same shapes", fill, forward(same_shapes=True)),
+        ]
+        rows = [case.ratio(*row, args.repeats) for row in timed]
+        profiles = [real] if real else ["news", "titles", "long"]
+        shares = [padding(lengths_like(profile, 1500, rng)) for profile in profiles]
+        rows.append(row_of("padding", shares, max(shares)))
+        small, large, of_tsl, small_even, large_even = memory.values()
+        for name, low, high in [
+            ("memory, 8 x the text", small, large),
+            ("  ... memory, all of one length", small_even, large_even),
+            ("memory, mtmt / tsl-sim", of_tsl, small),
+        ]:
+            rows.append(row_of(name, [low, high], high / low))
     print(f"{'':32}{'ratio':>8}{'range':>18}{'goal':>7}")
     for r in rows:
         span = f"{r['low']} to {r['high']}" + (" MiB" if "memory" in r["row"] else "")
@@ -242,8 +294,9 @@ def main(args):
     bootstrap, toy = bootstrap_seconds(), toy_seconds()
     print(f"bootstrap of 10 targets x 12 systems x 2,000 sentences: {bootstrap} s")
     print(f"toy, four stages cold: {' + '.join(map(str, toy))} = {sum(toy)} s, goal 120")
-    print(json.dumps({"device": str(device), "torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows,
-                      "bootstrap_seconds": bootstrap, "toy_seconds": toy}))  # fmt: skip
+    record = {"device": device, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    record |= {"rows": rows, "bootstrap_seconds": bootstrap, "toy_seconds": toy}
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":

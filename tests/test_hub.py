@@ -22,37 +22,54 @@ from conftest import ROOT
 from tokenizers import BertWordPieceTokenizer
 
 P7 = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"]
-LABELS = {"wikiann": P7, "masakhaner": [*P7, "B-DATE", "I-DATE"], "conll": [*P7, "B-MISC", "I-MISC"]}
-LANGUAGES = {"wikiann": ["en", "sw"], "masakhaner": ["hau", "kin"], "conll": ["en", "es", "nl"]}  # the first is the source
+LABELS = {"wikiann": P7, "masakhaner": [*P7, "B-DATE", "I-DATE"]}
+LABELS["conll"] = [*P7, "B-MISC", "I-MISC"]
+LANGUAGES = {  # the first is the source
+    "wikiann": ["en", "sw"], "masakhaner": ["hau", "kin"], "conll": ["en", "es", "nl"]
+}
 SPLITS = {"train": "train", "validation": "dev", "test": "test"}  # the hub's names and ours
-EXPORT = "refs/convert/parquet"  # the branch of the hub's own Parquet copies: no README.md there, so no named configs
-DEFECTS = ["cut", "html", "empty", "column", "labels"]  # languages of a damaged wikiann, each named for what ails it
+EXPORT = "refs/convert/parquet"  # the branch of the hub's own Parquet copies, without a README.md
+DEFECTS = ["cut", "html", "empty", "column", "labels", "minus"]  # what ails a damaged wikiann
+ODD = ["", "Ma\nja", None, " "]  # words of a language called odd: some are none, one has a line end
 
 
-# ------------------------------------------------------------------------------------------------ what the hub holds
+# ------------------------------------------------------------------------ what the hub holds
 
 def sentences(preset, lang, split):
-    """[(words, tags)] unlike any other language's or split's, with every entity type in each sentence."""
-    rng, kinds, out = random.Random(f"{lang} {split}"), [label[2:] for label in LABELS[preset][1::2]], []
+    """[(words, tags)] unlike any other language's or split's, each with every entity type."""
+    rng, out = random.Random(f"{lang} {split}"), []
+    kinds = [label[2:] for label in LABELS[preset][1::2]]
     for number in range(3):
         rng.shuffle(kinds)
-        tags = ["O", *(tag for kind in kinds for tag in [f"B-{kind}", f"I-{kind}", "O"][: rng.choice([1, 2, 3])])]
+        tags = ["O"]
+        for kind in kinds:
+            tags += [f"B-{kind}", f"I-{kind}", "O"][: rng.choice([1, 2, 3])]
         out.append(([f"{lang}-{split}-{number}-{i}" for i in range(len(tags))], tags))
+    if lang == "odd":
+        out = [(words + ODD, tags + ["O"] * len(ODD)) for words, tags in out]
     return out
 
 
 def parquet(preset, lang, split):
-    """One file with the real set's columns; label names travel in its metadata, as the hub's converter writes them."""
+    """One file with the real set's columns and the names of its labels, as the hub writes it."""
     if lang == "html":  # what a login page of a network leaves behind
         return b"<html>"
-    words, tags = map(list, zip(*(sentences(preset, lang, split) if lang != "empty" else []), ([], [])))  # one without words, too
-    labels = [label.replace("PER", "PERSON") if lang == "labels" else label for label in LABELS[preset]]
+    found = sentences(preset, lang, split) if lang != "empty" else []
+    words, tags = map(list, zip(*found, ([], [])))  # one without words, too
+    per = "PERSON" if lang == "labels" else "PER"
+    labels = [label.replace("PER", per) for label in LABELS[preset]]
     text, ids = datasets.Value("string"), [str(i) for i in range(len(words))]
     numbers = [[LABELS[preset].index(tag) for tag in row] for row in tags]
-    columns = {"tokens": (words, datasets.List(text)), "ner_tags": (numbers, datasets.List(datasets.ClassLabel(names=labels)))}
-    columns |= {"wikiann": {"langs": (words, datasets.List(text)), "spans": (words, datasets.List(text))},
-                "masakhaner": {"id": (ids, text)},
-                "conll": {"id": (ids, text), "pos_tags": (numbers, datasets.List(datasets.Value("int64")))}}[preset]  # fmt: skip
+    if lang == "minus":  # as a tokenised set marks what is no word's first piece
+        numbers[0][0] = -1
+    texts, names = datasets.List(text), datasets.List(datasets.ClassLabel(names=labels))
+    columns = {"tokens": (words, texts), "ner_tags": (numbers, names)}
+    if preset == "wikiann":
+        columns |= {"langs": (words, texts), "spans": (words, texts)}
+    else:
+        columns["id"] = ids, text
+    if preset == "conll":
+        columns["pos_tags"] = numbers, datasets.List(datasets.Value("int64"))
     if lang == "column":
         del columns["ner_tags"]
     rows, features = ({name: column[i] for name, column in columns.items()} for i in (0, 1))
@@ -64,14 +81,19 @@ def data_sets(preset, languages):
     """{(repository, revision): {file: bytes}} of a preset, laid out as on the hub."""
     repos = {}
     for lang in languages:
-        path, folder = {"wikiann": ("unimelb-nlp/wikiann", lang), "masakhaner": ("masakhane/masakhaner2", lang),
-                        "conll": ("eriktks/conll2003", "conll2003") if lang == "en" else ("eriktks/conll2002", lang)}[preset]  # fmt: skip
-        files = repos.setdefault((f"datasets/{path}", "main" if preset == "wikiann" else EXPORT), {".gitattributes": b""})
+        path = {"wikiann": "unimelb-nlp/wikiann", "masakhaner": "masakhane/masakhaner2"}
+        path, folder = path.get(preset, "eriktks/conll2002"), lang
+        if (preset, lang) == ("conll", "en"):
+            path, folder = "eriktks/conll2003", "conll2003"
+        revision = "main" if preset == "wikiann" else EXPORT
+        files = repos.setdefault((f"datasets/{path}", revision), {".gitattributes": b""})
         for split in SPLITS:
-            name = f"{split}-00000-of-00001.parquet" if preset == "wikiann" else f"{split}/0000.parquet"
+            file = "-00000-of-00001.parquet" if preset == "wikiann" else "/0000.parquet"
+            name = f"{split}{file}"
             files[f"{folder}/{name}"] = parquet(preset, lang, split)
     if preset == "wikiann":  # its card names the configs (JSON is YAML)
-        configs = [{"config_name": x, "data_files": [{"split": s, "path": f"{x}/{s}-*"} for s in SPLITS]} for x in languages]
+        files_of = lambda lang: [{"split": s, "path": f"{lang}/{s}-*"} for s in SPLITS]
+        configs = [{"config_name": lang, "data_files": files_of(lang)} for lang in languages]
         files["README.md"] = f"---\n{json.dumps({'configs': configs})}\n---\n".encode()
     return repos
 
@@ -79,17 +101,21 @@ def data_sets(preset, languages):
 def encoders(folder):
     """A BERT of a few kilobytes under the presets' default name, and another that lacks a file."""
     wordpiece = BertWordPieceTokenizer(lowercase=False)
-    wordpiece.train_from_iterator(["abcdefghijklmnopqrstuvwxyz-0123456789"], min_frequency=1, show_progress=False)
-    special = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "pad", "cls", "sep", "mask")}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=wordpiece._tokenizer, **special).save_pretrained(folder)
-    size = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
-    transformers.BertModel(transformers.BertConfig(vocab_size=wordpiece.get_vocab_size(), **size)).save_pretrained(folder)
+    letters = ["abcdefghijklmnopqrstuvwxyz-0123456789 M j"]
+    wordpiece.train_from_iterator(letters, min_frequency=1, show_progress=False)
+    names = ("unk", "pad", "cls", "sep", "mask")
+    special = {f"{name}_token": f"[{name.upper()}]" for name in names}
+    kind = transformers.PreTrainedTokenizerFast
+    kind(tokenizer_object=wordpiece._tokenizer, **special).save_pretrained(folder)
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size |= {"intermediate_size": 8, "vocab_size": wordpiece.get_vocab_size()}
+    transformers.BertModel(transformers.BertConfig(**size)).save_pretrained(folder)
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
     half = {name: content for name, content in whole.items() if name != "config.json"}
     return {("bert-base-multilingual-cased", "main"): whole, ("half-an-encoder", "main"): half}
 
 
-# ------------------------------------------------------------------------------------------------ the hub's interface
+# ------------------------------------------------------------------------ the hub's interface
 
 class Hub(BaseHTTPRequestHandler):
     repos, gated = {}, {}  # gated: {repository: status that refuses its files}
@@ -98,21 +124,27 @@ class Hub(BaseHTTPRequestHandler):
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         # The hub greets everyone without a token with a warning that its library prints.
-        greeting = "unauthenticated; Warning: You are sending unauthenticated requests to the HF Hub."
-        for name, value in {"Content-Length": len(body), "X-HF-Warning": greeting, **headers}.items():
+        greeting = "unauthenticated; Warning: You are sending unauthenticated requests to the Hub."
+        said = {"Content-Length": len(body), "X-HF-Warning": greeting, **headers}
+        for name, value in said.items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body[:keep])
 
     def do_GET(self):
-        """/REPO/resolve/REVISION/FILE is a file, /api/REPO/tree/REVISION/FOLDER lists a folder, other /api/ describe REPO."""
+        """/REPO/resolve/REVISION/FILE is a file, /api/REPO/tree/REVISION/FOLDER lists a folder,
+        other /api/ describe REPO."""
         url = urlsplit(self.path)
-        parts = [unquote(part) for part in url.path.removeprefix("/api").removeprefix("/models").strip("/").split("/")]
-        at = next((i for i, part in enumerate(parts) if part in ("resolve", "tree", "revision")), len(parts))
-        name, (verb, revision), path = "/".join(parts[:at]), [*parts[at: at + 2], "", "main"][:2], "/".join(parts[at + 2:])
-        commits = {repo: hashlib.sha1("@".join(repo).encode()).hexdigest() for repo in self.repos if repo[0] == name}
-        repo = next((repo for repo, commit in commits.items() if revision in (repo[1], commit)), None)
+        path = url.path.removeprefix("/api").removeprefix("/models").strip("/")
+        parts, verbs = [unquote(part) for part in path.split("/")], ("resolve", "tree", "revision")
+        at = next((i for i, part in enumerate(parts) if part in verbs), len(parts))
+        name, path = "/".join(parts[:at]), "/".join(parts[at + 2 :])
+        verb, revision = [*parts[at : at + 2], "", "main"][:2]
+        same = [repo for repo in self.repos if repo[0] == name]
+        commits = {repo: hashlib.sha1("@".join(repo).encode()).hexdigest() for repo in same}
+        is_meant = lambda repo: revision in (repo[1], commits[repo])
+        repo = next(filter(is_meant, same), None)
         if repo is None:
             return self.answer(404, X_Error_Code="RevisionNotFound" if commits else "RepoNotFound")
         files, commit = self.repos[repo], commits[repo]
@@ -122,18 +154,23 @@ class Hub(BaseHTTPRequestHandler):
             if path not in files:
                 return self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
             keep = 1000 if path.startswith("cut/") else None
-            return self.answer(200, files[path], keep, X_Repo_Commit=commit, ETag=f'"{hashlib.sha1(files[path]).hexdigest()}"')
+            tag = f'"{hashlib.sha1(files[path]).hexdigest()}"'
+            return self.answer(200, files[path], keep, X_Repo_Commit=commit, ETag=tag)
         if verb != "tree":
             siblings = [{"rfilename": file} for file in files]
-            return self.answer(200, {"id": name.removeprefix("datasets/"), "sha": commit, "siblings": siblings})
-        folders = {str(folder): "directory" for file in files for folder in PurePosixPath(file).parents}
+            what = {"id": name.removeprefix("datasets/"), "sha": commit, "siblings": siblings}
+            return self.answer(200, what)
+        above = [folder for file in files for folder in PurePosixPath(file).parents]
+        folders = {str(folder): "directory" for folder in above}
         if (path or ".") not in folders:
             return self.answer(404, X_Error_Code="EntryNotFound")
         depth = None if parse_qs(url.query).get("recursive", [""])[0].lower() == "true" else 1
-        below = [entry for entry in folders | dict.fromkeys(files, "file")
-                 if PurePosixPath(path) in list(PurePosixPath(entry).parents)[:depth]]  # fmt: skip
-        self.answer(200, [{"type": folders.get(entry, "file"), "path": entry, "oid": commit, "size": len(files.get(entry, b""))}
-                          for entry in below])  # fmt: skip
+        listing = []
+        for entry in folders | dict.fromkeys(files, "file"):
+            if PurePosixPath(path) in list(PurePosixPath(entry).parents)[:depth]:
+                size = {"oid": commit, "size": len(files.get(entry, b""))}
+                listing.append({"type": folders.get(entry, "file"), "path": entry, **size})
+        self.answer(200, listing)
 
     do_HEAD = do_GET
 
@@ -141,7 +178,7 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-# ------------------------------------------------------------------------------------------------ stage 1 and the hub
+# ------------------------------------------------------------------------ stage 1 and the hub
 
 SCRIPT = """
 import json, runpy, sys, traceback
@@ -154,41 +191,57 @@ for flags in json.loads(sys.argv.pop()):
     except Exception:
         status = traceback.print_exc() or 1
     print(f"===== {status}", file=sys.stderr)
-"""  # one process runs the script several times, as a shell would, for its imports take longer than all the rest
+"""  # one process runs the script several times, for its imports take longer than all the rest
 
 
 def stage_1(folder, port, cases):
-    """{case: (exit status, standard error, artifacts)} of 01_data.py with the flags that `cases` gives for each."""
-    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "", "NO_PROXY": "127.0.0.1",
-           "HF_HOME": f"{folder}", "HF_HUB_CACHE": f"{folder}/hub", "HF_DATASETS_CACHE": f"{folder}/datasets",
-           "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
-    flags = json.dumps([[*cases[case].split(), "--artifacts", str(folder / case)] for case in cases])
+    """{case: (exit status, standard error, artifacts)} of 01_data.py with each case's flags."""
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+    hub |= {"HF_HOME": f"{folder}", "HF_HUB_CACHE": f"{folder}/hub", "NO_PROXY": "127.0.0.1"}
+    hub |= {"HF_DATASETS_CACHE": f"{folder}/datasets", "HF_HUB_DISABLE_XET": "1"}
+    hub["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    flags = [[*cases[case].split(), "--artifacts", str(folder / case)] for case in cases]
+    flags = json.dumps(flags)
     command = [sys.executable, "-c", SCRIPT, flags]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | hub, cwd=ROOT)
+    options = {"capture_output": True, "text": True, "env": os.environ | hub, "cwd": ROOT}
+    done = subprocess.run(command, **options)
     found = re.findall(r"(.*?)===== (\d+)\n", done.stderr, flags=re.DOTALL)
-    return {case: (int(status), error, folder / case) for case, (error, status) in zip(cases, found, strict=True)}
+    told = zip(cases, found, strict=True)
+    return {case: (int(status), error, folder / case) for case, (error, status) in told}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Every run of stage 1: without a hub, with one in good order, and with one where much is wrong, side by side."""
+    """Every run of stage 1: without a hub, with one in good order, with one where much is wrong."""
     models = encoders(tmp_path_factory.mktemp("encoder"))
-    good = models | {name: files for preset in LABELS for name, files in data_sets(preset, LANGUAGES[preset]).items()}
-    bad = models | data_sets("wikiann", ["en", "sw", *DEFECTS]) | data_sets("masakhaner", ["hau", "kin"]) | data_sets("conll", ["en"])
-    presets = {preset: f"--preset {preset} --sources {source} --targets {' '.join(targets)}"
-               for preset, (source, *targets) in LANGUAGES.items()}  # fmt: skip
-    refusals = {case: f"--preset wikiann --sources en --targets {case}" for case in [*DEFECTS, "unknown"]}
-    refusals |= {"masakhaner, language hau": presets["masakhaner"], "conll, language en": presets["conll"],
-                 "gone": "--preset conll --sources es --targets nl", "half": presets["wikiann"] + " --encoder half-an-encoder"}
-    servers = [ThreadingHTTPServer(("127.0.0.1", 0), type("OneHub", (Hub,), {"repos": repos, "gated": gated}))
-               for repos, gated in ((good, {}), (bad, {"datasets/masakhane/masakhaner2": 403, "datasets/eriktks/conll2003": 401}))]  # fmt: skip
+    good = dict(models)
+    for preset in LABELS:
+        odd = ["odd"] * (preset == "wikiann")
+        good |= data_sets(preset, LANGUAGES[preset] + odd)
+    bad = models | data_sets("wikiann", ["en", "sw", *DEFECTS])
+    bad |= data_sets("masakhaner", ["hau", "kin"]) | data_sets("conll", ["en"])
+    presets = {}
+    for preset, (source, *targets) in LANGUAGES.items():
+        presets[preset] = f"--preset {preset} --sources {source} --targets {' '.join(targets)}"
+    served = presets | {"odd": "--preset wikiann --sources en --targets odd"}
+    wikiann, damaged = "--preset wikiann --sources en --targets", [*DEFECTS, "unknown"]
+    refusals = {case: f"{wikiann} {case}" for case in damaged}
+    refusals["masakhaner, language hau"] = presets["masakhaner"]
+    refusals["conll, language en"] = presets["conll"]
+    refusals["gone"] = "--preset conll --sources es --targets nl"
+    refusals["half"] = presets["wikiann"] + " --encoder half-an-encoder"
+    gated, servers = {"datasets/masakhane/masakhaner2": 403, "datasets/eriktks/conll2003": 401}, []
+    for repos, closed in ((good, {}), (bad, gated)):
+        hub = type("OneHub", (Hub,), {"repos": repos, "gated": closed})
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), hub))
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
     with socket.socket() as closed, ThreadPoolExecutor() as pool:
         closed.bind(("127.0.0.1", 0))  # bound but not listening: it refuses connections
         ports = [closed.getsockname()[1], *(server.server_port for server in servers)]
         folders = [tmp_path_factory.mktemp(name) for name in ("no_hub", "good_hub", "bad_hub")]
-        done = pool.map(stage_1, folders, ports, [{"unreachable": presets["wikiann"]}, presets, refusals])
+        cases = [{"unreachable": presets["wikiann"]}, served, refusals]
+        done = pool.map(stage_1, folders, ports, cases)
         results = {case: result for group in done for case, result in group.items()}
     for server in servers:
         server.shutdown()
@@ -204,14 +257,30 @@ def test_a_preset_reads_what_the_hub_serves(runs, preset):
     kinds = sorted(label[2:] for label in LABELS[preset][1::2])
     assert config["tags"] == ["O", *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI")]
     assert config["encoder"] == "bert-base-multilingual-cased"
-    for role, lang, split in [("sources", source, "validation"), *(("targets", target, "test") for target in targets)]:
+    for lang in (source, *targets):
+        role, split = ("sources", "validation") if lang == source else ("targets", "test")
         words, tags = map(list, zip(*sentences(preset, lang, split)))
-        table = datasets.load_from_disk(str(artifacts / "data" / role / lang / SPLITS[split]))
+        table = datasets.load_from_disk(str(artifacts / f"data/{role}/{lang}/{SPLITS[split]}"))
         assert list(table["words"]) == words
         if role == "sources":
             assert [[config["tags"][tag] for tag in row] for row in table["tags"]] == tags
         else:
-            assert list(datasets.load_from_disk(str(artifacts / "gold" / lang / split))["tags"]) == tags
+            gold = datasets.load_from_disk(str(artifacts / f"gold/{lang}/{split}"))
+            assert list(gold["tags"]) == tags
+
+
+def test_words_that_are_none_are_dropped_and_line_ends_in_words_are_spaces(runs):
+    status, error, artifacts = runs["odd"]
+    assert status == 0, error
+    table = datasets.load_from_disk(str(artifacts / "data/targets/odd/test"))
+    gold = datasets.load_from_disk(str(artifacts / "gold/odd/test"))["tags"]
+    for (words, _), found, tags in zip(sentences("wikiann", "odd", "test"), table["words"], gold):
+        assert found == [*words[: -len(ODD)], "Ma ja"] and len(tags) == len(found)
+    assert "9 no_word" in (artifacts / "report.csv").read_text()
+
+
+def test_a_word_without_a_tag_is_one_line_and_exit_status_2(runs):
+    assert "--preset wikiann, language minus" in complaint(runs["minus"])
 
 
 def complaint(run):
@@ -223,7 +292,8 @@ def complaint(run):
 
 
 def test_without_a_network_one_line_names_the_ways_to_work_offline(runs):
-    assert "toy" in complaint(runs["unreachable"]) and "--data-dir" in complaint(runs["unreachable"])
+    line = complaint(runs["unreachable"])
+    assert "toy" in line and "--data-dir" in line
 
 
 def test_a_data_set_that_is_gone_is_one_line_and_exit_status_2(runs):

@@ -1,0 +1,40 @@
+"""The README's numbers are those of the notebooks and of whoever runs the toy."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+from conftest import ROOT, stage
+
+ROW = re.compile(r"\| `([\w-]+)` \| ([\d.]+) ± [\d.]+ \| ([\d.]+) ± [\d.]+ \| ([\d.]+) \|")
+
+
+def readme_table():
+    """{system: (F1 on qac, F1 on qbc, mean)} as the README prints them."""
+    found = ROW.findall((ROOT / "README.md").read_text())
+    return {name: tuple(map(float, numbers)) for name, *numbers in found}
+
+
+def test_the_readme_prints_a_toy_table():
+    systems = {"direct-qaa", "direct-pooled", "tsl-sim", "mtmt", "mtmt-pooled"}
+    assert systems <= readme_table().keys()
+
+
+def test_notebook_4_shows_the_readmes_numbers():
+    cells = json.loads((ROOT / "notebooks/04_results.ipynb").read_text())["cells"]
+    shown = json.dumps([cell.get("outputs") for cell in cells], ensure_ascii=False)
+    for name, f1s in readme_table().items():
+        assert all(str(f1) in shown for f1 in f1s[:2]), name
+
+
+@pytest.mark.long
+def test_the_toy_gives_the_readmes_numbers_within_ten_points(tmp_path):
+    for script in ("01_data.py", "02_teachers.py", "03_distill.py", "04_evaluate.py"):
+        assert stage(script, tmp_path).returncode == 0
+    results = pd.read_csv(tmp_path / "results/results.csv")
+    runs = results.drop_duplicates(["target", "method", "seed"])  # the first row is the average
+    means = runs.groupby(["method", "target"])["f1"].mean().unstack()
+    for name, (qac, qbc, _) in readme_table().items():
+        assert abs(means.qac[name] - qac) <= 10 and abs(means.qbc[name] - qbc) <= 10, name
+    assert means.loc["mtmt"].mean() > means.loc["direct-qaa"].mean()
