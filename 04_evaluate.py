@@ -311,7 +311,7 @@ def micro(results):
 
 def fenced(table):
     """A DataFrame as text, in Markdown that keeps its columns."""
-    return "```\n" + table.fillna("").to_string() + "\n```"
+    return "```\n" + table.to_string(na_rep="") + "\n```"
 
 
 def score_cell(scores):
@@ -343,7 +343,7 @@ def summary(results, comparisons, baselines, config, mode, n_sentences):
     f1 = micro(results).groupby(["method", "target"], sort=False)["f1"]
     table = f1.apply(score_cell).unstack()[targets]
     means = f1.mean().unstack()[targets].mean(axis=1, skipna=False)
-    table["mean"] = [f"{mean:.1f}" for mean in means]
+    table["mean"] = means.round(1)
     oracle = table.index.map(is_oracle)
     text = ["# Results", f"F1 in percent, entity level, seqeval, {mode}; mean ± s.d. over seeds."]
     if config["synthetic"]:
@@ -390,7 +390,7 @@ def draw_gains(results, comparisons, baselines, path=None):
     gains = comparisons[comparisons.baseline.isin(direct_names(baselines))]
     gains = gains[gains.target != "mean-resampled"]
     panels = list(dict.fromkeys(gains.target))
-    methods = list(gains[gains.target == panels[-1]].sort_values("delta_f1").method)
+    methods = gains.groupby("method")["delta_f1"].mean().sort_values().index.tolist()
     f1 = micro(results).set_index(["target", "method", "seed"])["f1"].sort_index()
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)

@@ -285,3 +285,11 @@ def test_a_refusal_is_one_line_for_the_shell_too(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+
+
+def test_a_system_that_one_target_lacks_is_scored_and_drawn_where_it_is(toy, tmp_path):
+    artifacts = shutil.copytree(toy, tmp_path / "a")
+    shutil.rmtree(artifacts / "students/qbc/mtmt-s0")
+    here("04_evaluate.py", artifacts)
+    found = {r["target"] for r in rows(artifacts / "results/results.csv") if r["method"] == "mtmt"}
+    assert found == {"qac"}
