@@ -81,6 +81,17 @@ STARTED = {  # of students that start from the pooled recogniser, which has been
 }
 
 
+def resolve(name, target, sources):
+    """A method and the sources whose teachers it has; none where a source would teach itself."""
+    family, _, source = name.partition("-")
+    if name in METHODS:
+        return METHODS[name], [s for s in sources if s != target]
+    if family in ("tsl", "mtmt") and source in sources:
+        return MTMT if family == "mtmt" else TSL, [source] * (source != target)
+    known = " ".join(METHODS)
+    raise data.UserError(f"--methods {name}: not one of {known} nor tsl-<source>, mtmt-<source>")
+
+
 def parse_args(argv=None):
     p = data.Parser(description=__doc__.splitlines()[0])
     # what
@@ -149,6 +160,29 @@ def teacher_similarity(vectors, weights, kappas, i, j):
     cos = (v_i * v_j).sum(-1)                                               # (K, P)
     s = torch.sigmoid(kappas[:, None] * cos)
     return torch.einsum("kp,k->p", s, weights)
+
+
+def find_teachers(args, target, method, sources, seed):
+    """Names of the caches that a method learns from, and the weights of their mixture.
+
+      ->  recognisers, weights (K,), evaluators, weights (K,), [the piece that holds weights]
+    """
+    of = lambda kind: [f"logits/{target}/{kind}-{source}-s{seed}" for source in sources]
+    pooled, one = [f"logits/{target}/pooled-s{seed}"], torch.ones(1)
+    if method.teachers == "pooled":
+        return pooled, one, [f"logits/{target}/scaled-pooled-s{seed}"], one, []
+    K, uses = len(sources), []
+    weights = torch.full((K,), 1 / K)
+    if method.weights == "similarity" and K > 1:
+        uses = [f"weights/{target}"]
+        data.read_piece(args.artifacts, uses[0])
+        a = open_rows(args.artifacts / uses[0] / "sentences.safetensors", "a")[:]
+        weights = a.mean(0)                                                 # w of Eq. (4)
+    recognisers, evaluators = of("recogniser"), of("scaled" if method.scaled else "evaluator")
+    if method.teachers == "both":
+        halves = torch.cat([weights, one]) / 2
+        return recognisers + pooled, halves, evaluators, weights, uses
+    return recognisers, weights, evaluators, weights, uses
 
 
 # ------------------------------------------------------------------------ the student's loss
@@ -286,40 +320,6 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
 
 
 # ------------------------------------------------------------------------ the stage
-
-def resolve(name, target, sources):
-    """A method and the sources whose teachers it has; none where a source would teach itself."""
-    family, _, source = name.partition("-")
-    if name in METHODS:
-        return METHODS[name], [s for s in sources if s != target]
-    if family in ("tsl", "mtmt") and source in sources:
-        return MTMT if family == "mtmt" else TSL, [source] * (source != target)
-    known = " ".join(METHODS)
-    raise data.UserError(f"--methods {name}: not one of {known} nor tsl-<source>, mtmt-<source>")
-
-
-def find_teachers(args, target, method, sources, seed):
-    """Names of the caches that a method learns from, and the weights of their mixture.
-
-      ->  recognisers, weights (K,), evaluators, weights (K,), [the piece that holds weights]
-    """
-    of = lambda kind: [f"logits/{target}/{kind}-{source}-s{seed}" for source in sources]
-    pooled, one = [f"logits/{target}/pooled-s{seed}"], torch.ones(1)
-    if method.teachers == "pooled":
-        return pooled, one, [f"logits/{target}/scaled-pooled-s{seed}"], one, []
-    K, uses = len(sources), []
-    weights = torch.full((K,), 1 / K)
-    if method.weights == "similarity" and K > 1:
-        uses = [f"weights/{target}"]
-        data.read_piece(args.artifacts, uses[0])
-        a = open_rows(args.artifacts / uses[0] / "sentences.safetensors", "a")[:]
-        weights = a.mean(0)                                                 # w of Eq. (4)
-    recognisers, evaluators = of("recogniser"), of("scaled" if method.scaled else "evaluator")
-    if method.teachers == "both":
-        halves = torch.cat([weights, one]) / 2
-        return recognisers + pooled, halves, evaluators, weights, uses
-    return recognisers, weights, evaluators, weights, uses
-
 
 def read_facts(args, config, caches):
     """The facts of caches; tags in another order than ours would make their average nonsense."""
