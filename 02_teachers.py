@@ -4,7 +4,7 @@ teachers say of every word of its text.
     python 02_teachers.py                       everything that is missing
     python 02_teachers.py --scaled              also every source's evaluator that knows types
     python 02_teachers.py --sources en          one source's teachers and caches: a job of an array
-    python 02_teachers.py --oracle              also an upper bound, which reads target labels
+    python 02_teachers.py --oracle              also `supervised`, which reads target labels
 
 Reads   artifacts/data; artifacts/gold under --oracle alone
 Writes  artifacts/teachers/{recogniser,evaluator,scaled}-<source>-s<seed>   Eqs. (1) and (2)

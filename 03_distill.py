@@ -4,7 +4,7 @@
     python 03_distill.py --methods mtmt mtmt-nogamma --seeds 0    an ablation
 
 Reads   artifacts/data/targets (no tags there), artifacts/logits, artifacts/weights: of the teachers
-        what they said, never a model; never gold
+        what they said, and the pooled recogniser where a student starts from it; never gold
 Writes  artifacts/students/<target>/<method>-s<seed>/        the student, its test logits, log.csv
         artifacts/logits/<target>/{ensemble,vote,bea}-s<seed>  the teachers without a student
 

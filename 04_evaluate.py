@@ -2,7 +2,7 @@
 
     python 04_evaluate.py                                score all of artifacts/
     python 04_evaluate.py --strict                       strict IOB2, not the conlleval reading
-    python 04_evaluate.py --oracle                       also bounds that use target labels
+    python 04_evaluate.py --oracle                       also systems that use target labels
     python 04_evaluate.py --score GOLD PREDICTION        two CoNLL files, nothing else is read
 
 Reads   artifacts/gold, artifacts/data/targets, artifacts/logits, artifacts/students,
@@ -353,7 +353,7 @@ def summary(results, comparisons, baselines, config, mode, n_sentences):
         text += [f"Under 30 test sentences, too few for any claim: {', '.join(few)}."]
     text += [fenced(table[~oracle])]
     if oracle.any():
-        text += ["## Oracles: these use target labels, and are bounds", fenced(table[oracle])]
+        text += ["## Oracles: these use target labels, for reference alone", fenced(table[oracle])]
     cells = comparisons.assign(cell=[gain_cell(row) for row in comparisons.itertuples()])
     gains = cells[cells.baseline.isin(direct_names(baselines))]
     gains = gains.set_index(["method", "target"])["cell"].unstack(sort=False)
