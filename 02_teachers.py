@@ -522,10 +522,10 @@ def cache(args, config, target, name, teacher=None):
 
     def build(folder):
         model = load_tagger(args.artifacts / teacher, config["tags"], 0, args.device)
-        kind, keep = "logits", keep_logits
+        kind, keep, splits = "logits", keep_logits, ["train", "test"]
         if is_evaluator(name):
-            kind, keep = "vectors", keep_vectors
-        for split in ("train", "test"):
+            kind, keep, splits = "vectors", keep_vectors, ["train"]  # no student pairs test words
+        for split in splits:
             table = load_table(args.artifacts, f"data/targets/{target}/{split}")
             rows = over_words(model, table, keep, args.device)
             save_file({kind: rows}, folder / f"{split}.safetensors")
