@@ -71,12 +71,12 @@ METHODS = {  # and tsl-<source>, mtmt-<source>: with one source's teachers alone
 DEFAULTS = ["tsl-avg", "tsl-sim", "mtmt", "self-pooled", "mtmt-pooled"]
 RECIPES = {  # by width of the encoder; base is TSL's student (Wu et al. 2020, Sec. 4.1)
     "base": {"lr": 1e-4, "epochs": 3, "batch_size": 32, "freeze": 3},
-    "small": {"lr": 1.5e-4, "epochs": 6, "batch_size": 16, "freeze": 3},
+    "small": {"lr": 1.5e-4, "epochs": 6, "batch_size": 8, "freeze": 3},
     "tiny": {"lr": 3e-3, "epochs": 5, "batch_size": 32, "freeze": 0},
 }
 STARTED = {  # of students that start from the pooled recogniser, which has been trained already
     "base": {"lr": 5e-5, "epochs": 3, "batch_size": 32, "freeze": 3},
-    "small": {"lr": 1e-4, "epochs": 3, "batch_size": 16, "freeze": 3},
+    "small": {"lr": 1e-4, "epochs": 3, "batch_size": 8, "freeze": 3},
     "tiny": {"lr": 1e-3, "epochs": 3, "batch_size": 32, "freeze": 0},
 }
 
