@@ -299,9 +299,10 @@ def read_corpora(args):
     defaults, corpora = PRESETS.get(args.preset, ([], [])), {}
     sources = list(dict.fromkeys(args.sources or defaults[0]))
     targets = list(dict.fromkeys(args.targets or defaults[1]))
-    if not sources or not targets:
-        which = "target" if sources else "source"
-        raise UserError(f"no {which} languages: name them with --{which}s")
+    if not targets:
+        raise UserError("no target languages: name them with --targets")
+    if not sources and not args.types:
+        raise UserError("no source languages: name them with --sources, or entity types by --types")
     if len(sources) == 1 and sources[0] in targets:
         raise UserError(f"target {sources[0]}: its only source is itself: add another to --sources")
     for lang in dict.fromkeys(sources + targets):
@@ -322,6 +323,8 @@ def read_corpora(args):
 
 def shared_types(corpora, sources, wanted):
     """The entity types a student will know, by the sources' training tags alone."""
+    if not sources:  # all teachers are to come from elsewhere
+        return sorted(set(wanted))
     found = {}
     for source in sources:
         tags = itertools.chain(*(tags for _, tags in corpora[source, "train"][0]))
@@ -535,16 +538,11 @@ def write_tables(args, encoder, corpora, sources, targets, tags):
         splits = {split: corpora[lang, split][0] for split in ("train", "dev")}
         write(f"data/sources/{lang}", splits, tag_ids)
     for lang in targets:
-        blind, gold = {}, datasets.DatasetDict()
-        for split in ("train", "test"):
-            words, tag_lists = zip(*corpora[lang, split][0])
-            blind[split] = [(x, None) for x in words]
-            if tag_lists[0] is not None:
-                gold[split] = datasets.Dataset.from_dict({"tags": tag_lists})
+        tagged = {split: corpora[lang, split][0] for split in ("train", "test")}
+        blind = {split: [(words, None) for words, _ in x] for split, x in tagged.items()}
         write(f"data/targets/{lang}", blind)
-        if gold:
-            found = fingerprint([list(table["tags"]) for table in gold.values()])
-            make(args, f"gold/{lang}", gold.save_to_disk, gold=found)
+        if gold := {split: x for split, x in tagged.items() if x[0][1] is not None}:
+            write(f"gold/{lang}", gold, tag_ids)
     config = {"id": "", "pieces": {}, "sources": sources, "targets": targets, "tags": tags}
     config |= {"preset": args.preset, "synthetic": args.preset == "toy"}
     config["types_from"] = "--types" if args.types else [f"train tags of {s}" for s in sources]

@@ -4,32 +4,33 @@ teachers say of every word of its text.
     python 02_teachers.py                       everything that is missing
     python 02_teachers.py --scaled              also every source's evaluator that knows types
     python 02_teachers.py --sources en          one source's teachers and caches: a job of an array
-    python 02_teachers.py --oracle              also `supervised`, which reads target labels
+    python 02_teachers.py --teacher x=PATH      also what a tagger or tagged files of others say
 
-Reads   artifacts/data; artifacts/gold under --oracle alone
-Writes  artifacts/teachers/{recogniser,evaluator,scaled}-<source>-s<seed>   Eqs. (1) and (2)
-        artifacts/teachers/{pooled,scaled-pooled}-s<seed>   on all sources' labels together
-        artifacts/weights/<target>/                         of the sources, Eqs. (3) and (4)
-        artifacts/logits/<target>/<teacher>/                logits or vectors of every word
+Reads   artifacts/data; artifacts/gold under --oracle alone, for `supervised`
+Writes  artifacts/teachers/{recogniser,evaluator,scaled}-<source>-s<seed>, {pooled,scaled-pooled}-...
+        artifacts/weights/<target>/           of the sources, Eqs. (3) and (4)
+        artifacts/logits/<target>/<teacher>/  logits or vectors of every word
 
-Equation numbers are those of the README's section on the method. B sentences, T sub-tokens, C tags,
-K sources, H hidden size, M scored words of a batch. A seed is a whole run: the teachers of seed 0
-teach the students of seed 0.
+Equations are numbered as in the README. B sentences, T sub-tokens, C tags, K sources, H hidden
+size, M scored words of a batch. The teachers of seed 0 teach the students of seed 0.
 """
 
+import functools
 import importlib
 import itertools
 import json
 import math
 import re
+from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import seqeval.metrics
 import torch
 import torch.nn.functional as F
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
@@ -41,33 +42,33 @@ RECIPES = {  # by width of the encoder; base is TSL's (Wu et al. 2020, Sec. 4.1)
     "small": {"lr": 1.5e-4, "epochs": 6, "batch_size": 8, "freeze": 3},  # these by source dev
     "tiny": {"lr": 2e-3, "epochs": 4, "batch_size": 16, "freeze": 0},
 }
+OLD_GPU = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+EVALUATORS = ("evaluator", "scaled")  # so their names begin
+TAGGER = transformers.AutoModelForTokenClassification
 SIMILARITY = {"rank": 64, "epochs": 10, "ridge": 0.01}  # TSL, Sec. 3.3
 
 
 def parse_args(argv=None):
     p = data.Parser(description=__doc__.splitlines()[0])
-    # what
     p.add_argument("--sources", nargs="+", metavar="LANG", help="train these teachers only")
     p.add_argument("--targets", nargs="+", metavar="LANG", help="fill these targets' caches only")
     p.add_argument("--scaled", action="store_true", help="also evaluators that learn a scale")
     p.add_argument("--oracle", action="store_true", help="train `supervised` on the targets' gold")
+    what = "NAME=PATH: a tagger, or a folder of tagged files, as one more teacher (repeatable)"
+    p.add_argument("--teacher", action="append", default=[], help=what)
     p.add_argument("--tau", choices=["variance", "std"], default="variance", help="tau_w, Eq. (4)")
     add_training_flags(p)
     return p.parse_args(argv)
 
 
 def add_training_flags(parser):
-    """The flags of both stages that train."""
-    seed = data.at_least(0)
-    parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1], help="whole runs")
+    parser.add_argument("--seeds", nargs="+", type=data.at_least(0), default=[0, 1])
     parser.add_argument("--lr", type=data.at_least(1e-9, float), help="default by encoder size")
     parser.add_argument("--epochs", type=data.at_least(1), help="passes over the text")
     parser.add_argument("--batch-size", type=data.at_least(1), help="average sentences a step")
     parser.add_argument("--freeze", type=data.at_least(0), help="bottom layers left as they are")
     data.add_common_flags(parser)
 
-
-# ------------------------------------------------------------------------ what stage 1 left
 
 def open_data(artifacts):
     """data/config.json, with `encoder` as from_pretrained takes it, once it is sure to be there."""
@@ -78,14 +79,19 @@ def open_data(artifacts):
         encoder = artifacts / "encoder"
         torch.set_num_threads(1)  # as fast for a tiny model, and the same bits everywhere
     elif data.encoder_files(encoder) != config["encoder_files"]:
-        problem = "has changed" if data.encoder_files(encoder) else "is missing"
-        raise data.UserError(f"encoder {encoder} {problem}: run python 01_data.py again")
+        raise data.UserError(f"encoder {encoder} has changed or is gone: run python 01_data.py")
     return config | {"encoder": encoder}
 
 
 def load_table(artifacts, name):
     with data.explained(f"{artifacts / name}: damaged", "run python 01_data.py --overwrite"):
         return datasets.load_from_disk(str(artifacts / name))
+
+
+def sentences_of(table, column):
+    """A column of a table of windows by sentence: [[one of each word, ...], ...]"""
+    windows = pd.Series(list(table[column]), index=list(table["sentence"]))
+    return windows.groupby(level=0).sum().tolist()
 
 
 def subset(flag, wanted, known):
@@ -101,8 +107,10 @@ def choose_recipe(recipes, encoder, args):
     size = "base" if shape.hidden_size >= 512 else "small" if shape.hidden_size >= 256 else "tiny"
     recipe = dict(recipes[size])
     recipe["freeze"] = min(recipe["freeze"], shape.num_hidden_layers // 4)
-    flags = {name: getattr(args, name) for name in recipe}
-    return recipe | {name: value for name, value in flags.items() if value is not None}
+    for name in recipe:
+        if getattr(args, name) is not None:
+            recipe[name] = getattr(args, name)
+    return recipe
 
 
 # ------------------------------------------------------------------------ a tagger and its batches
@@ -110,44 +118,35 @@ def choose_recipe(recipes, encoder, args):
 def load_tagger(encoder, tags, seed, device):
     """An encoder with a linear head over `tags`; the seed fixes the new head."""
     torch.manual_seed(seed)
-    options = {"id2label": dict(enumerate(tags)), "dtype": torch.float32}
+    options = {"id2label": dict(enumerate(tags))}
     options["label2id"] = {tag: k for k, tag in enumerate(tags)}
     if device == "cpu":
         options["attn_implementation"] = "eager"  # faster there
     with data.explained(f"{encoder}: cannot load it", "make it again, or choose another encoder"):
-        tagger = transformers.AutoModelForTokenClassification
-        return tagger.from_pretrained(encoder, **options).to(device)
+        return TAGGER.from_pretrained(encoder, dtype=torch.float32, **options).to(device)
 
 
 def freeze(model, layers):
     """Freeze the embeddings and the bottom `layers` layers (TSL, Sec. 4.1); 0 freezes nothing."""
-    depth, numbers = model.config.num_hidden_layers, {}
-    for name, p in model.base_model.named_parameters():
-        number = re.search(r"\b(?:layers?|h)\.(\d+)\.", name)  # layer.1. and not layer.11.
-        numbers[name] = -1 if re.search("embed|wte|wpe", name) else depth
-        if number:
-            numbers[name] = int(number[1])
-        p.requires_grad = not layers or numbers[name] >= layers
-    complete = set(range(-1, depth)) <= set(numbers.values())
-    if layers and not (complete and layers < depth):
-        what = f"--freeze {layers}: this encoder has {depth} layers, or names them unlike others"
-        raise data.UserError(f"{what}: try --freeze 0")
+    lists = [x for x in model.base_model.modules() if isinstance(x, torch.nn.ModuleList)]
+    stack = max(lists, key=len, default=[])  # of the encoder's layers, whatever their names
+    if layers and layers >= len(stack):
+        raise data.UserError(f"--freeze {layers}: the encoder has {len(stack)} layers: try fewer")
+    for name, p in model.named_parameters():
+        p.requires_grad = not (layers and re.search("embed|wte|wpe", name))
+    for layer in stack[:layers]:
+        layer.requires_grad_(False)
 
 
 def autocast(model):
-    """Mixed precision where it pays: bf16 or fp16 on CUDA, bf16 on CPUs that multiply it."""
+    """Mixed precision where it pays: bf16 on CUDA and on CPUs that multiply it, fp16 on old GPUs."""
     device = next(model.parameters()).device
     if device.type == "cuda":
-        return torch.autocast("cuda", torch.float16 if needs_scaler(device) else torch.bfloat16)
-    pays = device.type == "cpu" and model.config.hidden_size >= 256
-    pays = pays and torch.backends.mkldnn.is_available()
+        return torch.autocast("cuda", torch.float16 if OLD_GPU else torch.bfloat16)
+    large = device.type == "cpu" and model.config.hidden_size >= 256
+    pays = large and torch.backends.mkldnn.is_available()
     pays = pays and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.autocast("cpu", torch.bfloat16, enabled=pays)
-
-
-def needs_scaler(device):
-    """fp16 gradients underflow without a scaler; bf16 and fp32 need none."""
-    return device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def plan_batches(table, batch_size, rng=None):
@@ -175,64 +174,53 @@ def collate(rows, device):
     ids = [torch.tensor(x) for x in rows["input_ids"]]
     counts = torch.tensor([len(first) for first in rows["first"]])
     row = torch.arange(len(ids)).repeat_interleave(counts)                  # (M,)
+    first = torch.tensor(list(itertools.chain(*rows["first"])))             # (M,)
     batch = {"input_ids": pad_sequence(ids, batch_first=True)}              # (B, T)
     ones = [torch.ones_like(x) for x in ids]
     batch["attention_mask"] = pad_sequence(ones, batch_first=True)          # (B, T)
     batch["f"] = torch.zeros_like(batch["input_ids"]).bool()                # (B, T)
-    first = torch.tensor(list(itertools.chain(*rows["first"])))             # (M,)
     batch["f"][row, first] = True
     batch["sentence"] = torch.tensor(rows["sentence"])                      # (B,)
     if "tags" in rows:
-        batch["tags"] = torch.tensor(list(itertools.chain(*rows["tags"])))  # (M,)
-    if device == "cuda":
-        batch = {name: x.pin_memory() for name, x in batch.items()}
-    batch = {name: x.to(device, non_blocking=True) for name, x in batch.items()}
-    stops = (torch.tensor(rows["start"]) + counts).tolist()
-    batch["spans"] = list(zip(rows["start"], stops))
+        tags = list(itertools.chain(*rows["tags"]))
+        batch["tags"] = torch.tensor(tags)                                  # (M,)
+    batch = {name: x.to(device) for name, x in batch.items()}
+    stops = torch.tensor(rows["start"]) + counts
+    batch["spans"] = list(zip(rows["start"], stops.tolist()))
     return batch
 
 
-def epochs(table, n_epochs, batch_size, rng, device, title):
-    """(epoch, batch) through training, under a progress bar that counts words."""
+def epochs(table, n_epochs, batch_size, rng, device):
+    """(epoch, batch) through training, each epoch under a progress bar."""
     table = table.remove_columns("words")
-    words = n_epochs * sum(map(len, table["first"]))
-    with tqdm(total=words, desc=title, unit=" words", leave=False, disable=None) as bar:
-        for epoch in range(n_epochs):
-            for numbers in plan_batches(table, batch_size, rng):
-                rows = table[numbers]
-                yield epoch, collate(rows, device)
-                bar.update(sum(map(len, rows["first"])))
+    for epoch in range(n_epochs):
+        for numbers in tqdm(plan_batches(table, batch_size, rng), leave=False, disable=None):
+            yield epoch, collate(table[numbers], device)
 
 
 def read_words(model, batch):
     """Last hidden states h (M, H) and logits (M, C) of the scored words, at first sub-tokens."""
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    out, f = model(**inputs, output_hidden_states=True), batch["f"]
-    return out.hidden_states[-1][f].float(), out.logits[f].float()
-
-
-def keep_logits(h, logits):
-    return logits
-
-
-def keep_vectors(h, logits):
-    return F.normalize(h, dim=-1)  # so that a cosine is a dot product
+    out = model(**inputs, output_hidden_states=True)
+    h, logits = out.hidden_states[-1][batch["f"]], out.logits[batch["f"]]
+    return h.float(), logits.float()
 
 
 @torch.inference_mode()
-def over_words(model, table, keep, device):
-    """`keep(h, logits)` of every word: (N_words, C or H) float16, in corpus order."""
+def over_words(model, table, device, vectors=False):
+    """Logits (N_words, C), or unit vectors (N_words, H), of every word in corpus order; float16."""
     model.eval()
-    result, N_words = None, sum(map(len, table["first"]))
-    for _, batch in epochs(table, 1, 64, None, device, "every word once"):
+    N_words = sum(map(len, table["first"]))
+    size = model.config.hidden_size if vectors else model.config.num_labels
+    result = torch.empty(N_words, size).half()
+    for _, batch in epochs(table, 1, 64, None, device):
         with autocast(model):
-            values = keep(*read_words(model, batch)).half().cpu()
-        if result is None:
-            result = torch.empty(N_words, values.shape[1]).half()
-        done = 0
-        for start, stop in batch["spans"]:  # batches are sorted by length: back to corpus order
-            result[start:stop] = values[done : done + stop - start]
-            done += stop - start
+            h, logits = read_words(model, batch)
+        values = logits
+        if vectors:
+            values = F.normalize(h, dim=-1)  # so that a cosine is a dot product
+        words = torch.cat([torch.arange(*span) for span in batch["spans"]])
+        result[words] = values.half().cpu()
     return result
 
 
@@ -242,12 +230,10 @@ def optimiser(model, lr, steps, weight_decay=0.01):
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim > 1]
     vectors = [p for p in trained if p.ndim <= 1]
-    decay, none = {"weight_decay": weight_decay}, {"weight_decay": 0.0}
-    groups = [{"params": matrices, **decay}, {"params": vectors, **none}]
-    adamw = torch.optim.AdamW(groups, lr, fused=True)
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr, weight_decay=weight_decay, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(adamw, int(0.1 * steps), steps)
-    device = trained[0].device
-    scaler = torch.amp.GradScaler(device.type, enabled=needs_scaler(device))  # idle but for fp16
+    scaler = torch.amp.GradScaler(trained[0].device.type, enabled=OLD_GPU)  # fp16 underflows
 
     def step(loss):
         scaler.scale(loss).backward()
@@ -269,19 +255,18 @@ def recogniser_loss(model, batch, generator):
     return F.cross_entropy(logits, batch["tags"])
 
 
-def train(model, table, loss_of, recipe, seed, title):
+def train(model, table, loss_of, recipe, seed):
     """Fine-tune on a tagged table; the last step's weights stay (TSL). Returns losses by epoch."""
     torch.manual_seed(seed)                                                 # of dropout
     rng = np.random.default_rng(seed)                                       # of batches
     generator = torch.Generator().manual_seed(seed)                         # of pairs
-    device = next(model.parameters()).device.type
+    device, size = next(model.parameters()).device.type, recipe["batch_size"]
     freeze(model, recipe["freeze"])
-    steps = len(plan_batches(table, recipe["batch_size"]))
+    steps = len(plan_batches(table, size))
     step = optimiser(model, recipe["lr"], recipe["epochs"] * steps)
     losses = torch.zeros(recipe["epochs"], device=device)
     model.train()
-    rounds = epochs(table, recipe["epochs"], recipe["batch_size"], rng, device, title)
-    for epoch, batch in rounds:
+    for epoch, batch in epochs(table, recipe["epochs"], size, rng, device):
         with autocast(model):
             loss = loss_of(model, batch, generator)
         losses[epoch] += loss.detach() / steps
@@ -291,7 +276,7 @@ def train(model, table, loss_of, recipe, seed, title):
 
 def tag_score(model, table, tags, device):
     """Micro F1 in percent of a recogniser on a tagged table (seqeval, conlleval reading)."""
-    best = over_words(model, table, keep_logits, device).argmax(-1)         # (N_words,)
+    best = over_words(model, table, device).argmax(-1)                      # (N_words,)
     gold, predicted = [], []
     for start, classes in zip(table["start"], table["tags"]):
         found = best[start : start + len(classes)]
@@ -305,13 +290,9 @@ def tag_score(model, table, tags, device):
 
 def draw_pairs(classes, generator, class_first=False):
     """Pairs of words: each word with one of its own class and one of another class, if there is.
-
     The other class is drawn first, each as likely as the next: among words drawn alike nearly all
     would be O. With class_first the M first words are drawn so, too; else each word is one.
     classes (M,)  ->  i, j (P,), P <= 2 M
-
-    Classes [0, 0, 1, 0, 1], say, give order [0, 1, 3, 2, 4], begin [0, 3], size [3, 2]. A word's
-    equal partner stands 1 to size - 1 places further on in its group, round and round.
     """
     M, device = len(classes), classes.device
     order = torch.argsort(classes, stable=True)                             # grouped by class
@@ -324,7 +305,7 @@ def draw_pairs(classes, generator, class_first=False):
         drawn = (dice[3] * G).long()                                        # (M,) classes
         words = order[begin[drawn] + (dice[4] * size[drawn]).long()]
     own = group[words]
-    further = 1 + (dice[0] * (size[own] - 1)).long()
+    further = 1 + (dice[0] * (size[own] - 1)).long()                        # round and round
     equal = begin[own] + (place[words] - begin[own] + further) % size[own]
     past = 1 + (dice[1] * (G - 1)).long()
     other = (own + past) % max(G, 1)                                        # never its own
@@ -336,12 +317,10 @@ def draw_pairs(classes, generator, class_first=False):
 
 
 def evaluator_loss(model, batch, generator):
-    """Eq. (2): s_ij = sigmoid(kappa cos(v_i, v_j)) against [tag_i = tag_j], over balanced pairs.
-
-    As published kappa = 1: s is in [0.2689, 0.7311], the loss not under ln(1 + 1/e) = 0.3133. A
-    model with `log_kappa` learns it, and both words are drawn class first."""
+    """Eq. (2): s_ij = sigmoid(kappa cos(v_i, v_j)) against [tag_i = tag_j], over balanced pairs. As
+    published kappa = 1: s is in [0.2689, 0.7311], the loss not under ln(1 + 1/e) = 0.3133."""
     (v, _), tags = read_words(model, batch), batch["tags"]                  # (M, H), (M,)
-    scaled = hasattr(model, "log_kappa")
+    scaled = hasattr(model, "log_kappa")  # evaluators that learn kappa draw both class first
     i, j = draw_pairs(tags, generator, class_first=scaled)                  # (P,), (P,)
     kappa = model.log_kappa.exp() if scaled else 1.0
     score = kappa * F.cosine_similarity(v[i], v[j], dim=-1)
@@ -351,19 +330,17 @@ def evaluator_loss(model, batch, generator):
 
 
 def pair_score(model, table, tags, device):
-    """How well an evaluator tells balanced pairs apart, in percent: accuracy (s >= 0.5) and area
-    under the ROC curve; again for two entity words, which "entity or not" does not solve."""
-    vectors = over_words(model, table, keep_vectors, device).float()        # (N_words, H)
+    """How well an evaluator tells balanced pairs apart: area under the ROC curve in percent (50 is
+    guessing); again for pairs of two entity words, which "entity or not" does not solve."""
+    vectors = over_words(model, table, device, vectors=True).float()        # (N_words, H)
     classes = torch.tensor(list(itertools.chain(*table["tags"])))
     i, j = draw_pairs(classes, torch.Generator().manual_seed(0))
-    cos = (vectors[i] * vectors[j]).sum(-1)
     same = classes[i] == classes[j]
-    right = ((cos >= 0) == same).double()
+    cos = (vectors[i] * vectors[j]).sum(-1)
     entities = (classes[i] > 0) & (classes[j] > 0)
     scores = {}
     for name, of in (("pair", entities | True), ("entity_pair", entities)):
         if same[of].unique().numel() == 2:
-            scores[f"{name}_accuracy"] = round(100 * right[of].mean().item(), 2)
             scores[f"{name}_auc"] = round(100 * roc_auc_score(same[of], cos[of]), 2)
     return scores
 
@@ -372,18 +349,15 @@ def pair_score(model, table, tags, device):
 
 @torch.no_grad()
 def sentence_features(encoder, table, device):
-    """g: the pooled output of the untuned encoder for every sentence, (N, H); without a trained
-    pooler, the mean of its last hidden states."""
-    model, info = transformers.AutoModel.from_pretrained(
-        encoder, dtype=torch.float32, output_loading_info=True
-    )
-    missing = [name for name in info["missing_keys"] if "pooler" in name]
-    has_pooler = not missing and any("pooler" in name for name, _ in model.named_parameters())
+    """g: the untuned encoder's pooled output of every sentence, (N, H), or its mean hidden state."""
+    options = {"dtype": torch.float32, "output_loading_info": True}
+    model, info = transformers.AutoModel.from_pretrained(encoder, **options)
+    poolers = {name for name, _ in model.named_parameters() if "pooler" in name}
+    has_pooler = poolers and poolers.isdisjoint(info["missing_keys"])
     model.to(device).eval()
     N = max(table["sentence"]) + 1
-    sums = torch.zeros(N, model.config.hidden_size)
-    counts = torch.zeros(N, 1)
-    for _, batch in epochs(table, 1, 64, None, device, "sentence features"):
+    sums, counts = torch.zeros(N, model.config.hidden_size), torch.zeros(N, 1)
+    for _, batch in epochs(table, 1, 64, None, device):
         with autocast(model):
             out = model(batch["input_ids"], attention_mask=batch["attention_mask"])
         if has_pooler:
@@ -411,22 +385,19 @@ class LanguageSimilarity(torch.nn.Module):
 
 
 def language_loss(model, g, k):
-    """Cross-entropy of (3) and a ridge that keeps the embeddings apart.  g (B, H), k (B,) sources
-
-    The published ridge is H x H; the K x K form has the same gradients and costs a fraction."""
-    names_source = F.cross_entropy(model(g), k)
+    """Cross-entropy of (3), and a ridge that keeps embeddings apart.  g (B, H), k (B,) sources"""
     E = model.mu                                                            # (K, H)
     ridge = (E @ E.T - torch.eye(len(E))).square().sum()
-    return names_source + SIMILARITY["ridge"] * ridge
+    return F.cross_entropy(model(g), k) + SIMILARITY["ridge"] * ridge
 
 
 def train_similarity(features, seed=0):
-    """Fit (3) on the sources' sentences: {source: (N_k, H)}."""
+    """Fit (3) on the sentences of K sources, K x (N_k, H)."""
     torch.manual_seed(seed)
-    by_source = list(features.values())
-    sizes = torch.tensor([len(x) for x in by_source])
-    g, k = torch.cat(by_source), torch.arange(len(sizes)).repeat_interleave(sizes)
-    model = LanguageSimilarity(torch.stack([x.mean(0) for x in by_source]))
+    sizes = torch.tensor([len(x) for x in features])
+    g = torch.cat(features)                                                 # (N, H)
+    k = torch.arange(len(sizes)).repeat_interleave(sizes)                   # (N,)
+    model = LanguageSimilarity(torch.stack([x.mean(0) for x in features]))
     adamw = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=1e-5)
     for _ in range(SIMILARITY["epochs"]):
         for rows in torch.randperm(len(g)).split(32):
@@ -438,69 +409,64 @@ def train_similarity(features, seed=0):
 
 def teacher_weights(scores, tau_rule):
     """Eq. (4): a = softmax(l / tau_w) for every sentence, tau_w the variance of all N K scores.
-
     scores (N, K)  ->  a (N, K); the sources' weights w are its mean over the sentences"""
     spread = scores.var if tau_rule == "variance" else scores.std
     tau = spread(correction=0).clamp_min(1e-12)
     return torch.softmax(scores / tau, dim=-1)                              # (N, K)
 
 
-@torch.no_grad()
 def weigh_sources(args, config, targets):
-    """Fit the similarity model and write weights/<target>: a (N, K), and w for people to read."""
-    pieces = [f"data/sources/{source}" for source in config["sources"]]
-    features = {}
+    """Write weights/<target>: a (N, K) by Eq. (4), and their mean w for people to read."""
+    sources = [f"data/sources/{source}" for source in config["sources"]]
 
-    def fit(folder):
-        for source, piece in zip(config["sources"], pieces):
-            table = load_table(args.artifacts, f"{piece}/train")
-            features[source] = sentence_features(config["encoder"], table, args.device)
-        with torch.enable_grad():
-            save_file(train_similarity(features).state_dict(), folder / "model.safetensors")
+    def features(piece):
+        table = load_table(args.artifacts, f"{piece}/train")
+        return sentence_features(config["encoder"], table, args.device)
 
-    data.make(args, "teachers/similarity", fit, pieces, **SIMILARITY)
+    @functools.cache
+    def fitted():
+        return train_similarity([features(source) for source in sources])
+
     for target in targets:
         others = [source for source in config["sources"] if source != target]
 
         def build(folder):
-            state = load_file(args.artifacts / "teachers/similarity/model.safetensors")
-            model = LanguageSimilarity(state["mu"])
-            model.load_state_dict(state)
-            table = load_table(args.artifacts, f"data/targets/{target}/train")
-            scores = model(sentence_features(config["encoder"], table, args.device))
+            l = fitted()(features(f"data/targets/{target}")).detach()       # (N, all sources)
             columns = [config["sources"].index(source) for source in others]
-            a = teacher_weights(scores[:, columns], args.tau)
+            a = teacher_weights(l[:, columns], args.tau)
             save_file({"a": a}, folder / "sentences.safetensors")
-            weights = json.dumps(dict(zip(others, a.mean(0).tolist())))
+            w = a.mean(0).tolist()
+            weights = json.dumps(dict(zip(others, w)))
             (folder / "weights.json").write_text(weights)
             print(f"        weights for {target}: {weights}")
 
-        uses = ["teachers/similarity", f"data/targets/{target}"]
-        data.make(args, f"weights/{target}", build, uses, sources=others, tau=args.tau)
+        uses, how = [*sources, f"data/targets/{target}"], {"sources": others, "tau": args.tau}
+        data.make(args, f"weights/{target}", build, uses, **how, **SIMILARITY)
 
 
 # ------------------------------------------------------------------------ the stage
 
-def train_teacher(args, config, name, seed, uses, read=None):
-    """Train teachers/<name> on the train tables of the pieces in `uses` and score it on their dev;
-    read: a function that gives its training table instead, without a dev."""
+def train_teacher(args, config, name, seed, uses):
+    """Train teachers/<name> on the train tables of the pieces in `uses`; score it on their dev."""
     recipe, device = choose_recipe(RECIPES, config["encoder"], args), args.device
-    evaluates, scaled = is_evaluator(name), name.startswith("scaled")
-    loss_of, score = (evaluator_loss, pair_score) if evaluates else (recogniser_loss, tag_score)
+    scaled, loss_of, score = name.startswith("scaled"), recogniser_loss, tag_score
+    if name.startswith(EVALUATORS):
+        loss_of, score = evaluator_loss, pair_score
 
     def build(folder):
-        load = lambda split: [load_table(args.artifacts, f"{piece}/{split}") for piece in uses]
-        table = read() if read else datasets.concatenate_datasets(load("train"))
+        tables = [load_table(args.artifacts, f"{piece}/train") for piece in uses]
+        table = datasets.concatenate_datasets(tables)
         model = load_tagger(config["encoder"], config["tags"], seed, device)
         if scaled:
             start = torch.tensor(math.log(10), device=device)
             model.log_kappa = torch.nn.Parameter(start)
-        losses = train(model, table, loss_of, recipe, seed, name)
+        losses = train(model, table, loss_of, recipe, seed)
         facts = {"loss": losses, "kappa": 1.0, "dev": []}
         if scaled:
             facts["kappa"] = model.log_kappa.exp().item()
             del model.log_kappa  # a fact, no part of the checkpoint
-        for table in load("dev") if not read else []:
+        for piece in uses if not name.startswith("supervised") else []:  # gold has no dev
+            table = load_table(args.artifacts, f"{piece}/dev")
             facts["dev"].append(score(model, table, config["tags"], device))
         model.half().save_pretrained(folder)  # it only answers from here on: half the disk
         data.load_tokenizer(config["encoder"]).save_pretrained(folder)
@@ -512,22 +478,17 @@ def train_teacher(args, config, name, seed, uses, read=None):
     data.make(args, f"teachers/{name}", build, uses, seed=seed, **recipe)
 
 
-def is_evaluator(name):
-    return name.startswith(("evaluator", "scaled"))
-
-
 def cache(args, config, target, name, teacher=None):
     """Run a teacher once over every word of a target: logits/<target>/<name>."""
     teacher = f"teachers/{teacher or name}"
 
     def build(folder):
         model = load_tagger(args.artifacts / teacher, config["tags"], 0, args.device)
-        kind, keep, splits = "logits", keep_logits, ["train", "test"]
-        if is_evaluator(name):
-            kind, keep, splits = "vectors", keep_vectors, ["train"]  # no student pairs test words
-        for split in splits:
+        evaluates = name.startswith(EVALUATORS)
+        kind = "vectors" if evaluates else "logits"
+        for split in ["train"] if evaluates else ["train", "test"]:  # no pairs of test words
             table = load_table(args.artifacts, f"data/targets/{target}/{split}")
-            rows = over_words(model, table, keep, args.device)
+            rows = over_words(model, table, args.device, vectors=evaluates)
             save_file({kind: rows}, folder / f"{split}.safetensors")
         kappa = data.read_piece(args.artifacts, teacher)["facts"]["kappa"]
         return {"tags": config["tags"], "kappa": kappa}
@@ -535,17 +496,53 @@ def cache(args, config, target, name, teacher=None):
     data.make(args, f"logits/{target}/{name}", build, [teacher, f"data/targets/{target}"])
 
 
-def supervised_table(args, config, target):
-    """ORACLE: a target's training text with its gold tags. Called under --oracle alone."""
-    folder = args.artifacts / "gold" / target / "train"
-    if not folder.exists():
-        raise data.UserError(f"--oracle: {target} has no gold training tags: drop it")
-    gold = itertools.chain(*datasets.load_from_disk(str(folder))["tags"])
-    ids = [config["tags"].index(tag) for tag in gold]
-    table, tags = load_table(args.artifacts, f"data/targets/{target}/train"), []
-    for start, first in zip(table["start"], table["first"]):
-        tags.append(ids[start : start + len(first)])
-    return table.add_column("tags", tags)
+def external_says(path, target, split, sentences, device):
+    """What a teacher that was not trained here says of sentences: its labels, and the probability
+    of each for every word, (N_words, labels). A checkpoint reads them by its own tokenizer."""
+    file = Path(path, target, f"{split}.txt")
+    if file.parent.is_dir():
+        tagged, _ = data.read_conll(file)
+        rows = itertools.zip_longest(sentences, tagged, fillvalue=("", ""))
+        for number, (words, (theirs, tags)) in enumerate(rows, start=1):
+            if words != theirs or not tags:
+                what = f"sentence {number} is not the target's, word by word, or has no tags"
+                raise data.UserError(f"{file}: {what}: tag {target}'s {split} text as it is")
+        said = [tag for _, tags in tagged for tag in data.to_iob2(tags)]
+        says = pd.get_dummies(said, dtype=float)                            # (N_words, labels)
+        return says.columns, torch.tensor(says.values).float()
+    with data.explained(f"--teacher {path}: no tagger", "name its folder, or its name on the hub"):
+        model = TAGGER.from_pretrained(path, dtype=torch.float32).to(device)
+    rows = [(words, None) for words in sentences]
+    table = data.encode(rows, data.load_tokenizer(path), 128)
+    logits = over_words(model, table, device).float()
+    return model.config.id2label.values(), logits.softmax(-1)
+
+
+def cache_external(args, config, target, name, path):
+    """One more recogniser, the same for every seed: logits/<target>/external-<name>-s<seed>. Its
+    labels are tags of ours or count as O; a probability of 0 is a logit of -20."""
+    tags = config["tags"]
+
+    def build(folder):
+        for split in ("train", "test"):
+            table = load_table(args.artifacts, f"data/targets/{target}/{split}")
+            sentences = sentences_of(table, "words")
+            labels, theirs = external_says(path, target, split, sentences, args.device)
+            ours = torch.tensor([tags.index(x) if x in tags else 0 for x in labels])
+            if others := [label for label in labels if label not in tags]:
+                print(f"        {name}, {target} {split}: O for {' '.join(others)}")
+                if not ours.any():
+                    raise data.UserError(f"--teacher {path}: no label is one of {' '.join(tags)}")
+            p = torch.zeros(len(theirs), len(tags)).index_add_(1, ours, theirs)
+            rows = p.log().clamp(min=-20).half()
+            save_file({"logits": rows}, folder / f"{split}.safetensors")
+        return {"tags": tags, "kappa": 1.0}
+
+    texts = [file.read_text() for file in Path(path, target).glob("*.txt")]
+    made_from = {"path": path, "files": data.encoder_files(path), "text": data.fingerprint(texts)}
+    for seed in args.seeds:
+        piece = f"logits/{target}/external-{name}-s{seed}"
+        data.make(args, piece, build, [f"data/targets/{target}"], **made_from)
 
 
 def main(args):
@@ -559,7 +556,12 @@ def main(args):
         for target in targets:
             if target != source:
                 cache(args, config, target, name)
-    if args.sources:
+    for teacher, target in itertools.product(args.teacher, targets):
+        name, _, path = teacher.partition("=")
+        if not name.isidentifier() or name in config["sources"]:
+            raise data.UserError(f"--teacher {teacher}: give NAME=PATH, a name that no source has")
+        cache_external(args, config, target, name, path)
+    if args.sources or not sources:
         return print("stage 2: done with these; without --sources it makes what is left")
     weigh_sources(args, config, targets)
     for seed, target in itertools.product(args.seeds, targets):
@@ -569,9 +571,7 @@ def main(args):
             train_teacher(args, config, f"{kind}{without}-s{seed}", seed, others)
             cache(args, config, target, f"{kind}-s{seed}", f"{kind}{without}-s{seed}")
         if args.oracle:
-            uses = [f"data/targets/{target}", f"gold/{target}"]
-            read = lambda: supervised_table(args, config, target)
-            train_teacher(args, config, f"supervised-{target}-s{seed}", seed, uses, read)
+            train_teacher(args, config, f"supervised-{target}-s{seed}", seed, [f"gold/{target}"])
             cache(args, config, target, f"supervised-s{seed}", f"supervised-{target}-s{seed}")
     print(f"stage 2 done: {len(sources)} pairs of teachers a seed, {len(targets)} targets")
 

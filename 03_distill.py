@@ -14,7 +14,6 @@ K sources, H hidden size, M scored words of a batch, P pairs (i, j) of them.
 
 import importlib
 import itertools
-import shutil
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -81,27 +80,26 @@ STARTED = {  # of students that start from the pooled recogniser, which has been
 }
 
 
-def resolve(name, target, sources):
-    """A method and the sources whose teachers it has; none where a source would teach itself."""
-    family, _, source = name.partition("-")
+def resolve(name, target, sources, external=()):
+    """A method and the sources and external teachers that it has; no source teaches itself."""
+    family, _, one = name.partition("-")
     if name in METHODS:
-        return METHODS[name], [s for s in sources if s != target]
-    if family in ("tsl", "mtmt") and source in sources:
-        return MTMT if family == "mtmt" else TSL, [source] * (source != target)
-    known = " ".join(METHODS)
-    raise data.UserError(f"--methods {name}: not one of {known} nor tsl-<source>, mtmt-<source>")
+        return METHODS[name], [s for s in sources if s != target], list(external)
+    if family == "tsl" and one in external:
+        return TSL, [], [one]
+    if family in ("tsl", "mtmt") and one in sources:
+        return MTMT if family == "mtmt" else TSL, [one] * (one != target), []
+    known = f"{' '.join(METHODS)} nor tsl-<source or teacher>, mtmt-<source>"
+    raise data.UserError(f"--methods {name}: not one of {known}; sources: {' '.join(sources)}")
 
 
 def parse_args(argv=None):
     p = data.Parser(description=__doc__.splitlines()[0])
-    # what
     names = "tsl-<source>, mtmt-<source>, " + ", ".join(METHODS)
     p.add_argument("--targets", nargs="+", metavar="LANG", help="languages to distil into")
     p.add_argument("--methods", nargs="+", default=DEFAULTS, help=names)
     p.add_argument("--lambda", dest="lam", type=data.at_least(0, float), help="in Eq. (9); 1")
-    p.add_argument("--temperature", type=data.at_least(0.01, float), help="tau of kl, Eq. (6); 2")
     p.add_argument("--logits-only", action="store_true", help="keep a student's logits, no model")
-    # how
     teachers.add_training_flags(p)
     return p.parse_args(argv)
 
@@ -156,33 +154,42 @@ def teacher_similarity(vectors, weights, kappas, i, j):
 
     unit vectors (K, M, H), weights and kappas (K,), i, j (P,)  ->  (P,)
     """
-    v_i, v_j = vectors[:, i].float(), vectors[:, j].float()                 # (K, P, H)
+    v_i = vectors[:, i].float()                                             # (K, P, H)
+    v_j = vectors[:, j].float()
     cos = (v_i * v_j).sum(-1)                                               # (K, P)
     s = torch.sigmoid(kappas[:, None] * cos)
     return torch.einsum("kp,k->p", s, weights)
 
 
-def find_teachers(args, target, method, sources, seed):
-    """Names of the caches that a method learns from, and the weights of their mixture.
+def external_teachers(artifacts, target, seed):
+    """Names of a target's teachers that were not trained here: 02_teachers.py --teacher NAME=..."""
+    found = (artifacts / "logits" / target).glob(f"external-*-s{seed}")
+    return sorted(x.name.removeprefix("external-").removesuffix(f"-s{seed}") for x in found)
 
-      ->  recognisers, weights (K,), evaluators, weights (K,), [the piece that holds weights]
+
+def find_teachers(args, target, method, sources, external, seed):
+    """Names of the caches that a method learns from, and the weights of their mixture: 1 / (K + E)
+    for each of E external teachers, the rest for K sources by Eq. (4).
+
+      ->  recognisers, weights (K + E,), evaluators, weights (K,), [the piece that holds weights]
     """
-    of = lambda kind: [f"logits/{target}/{kind}-{source}-s{seed}" for source in sources]
+    of = lambda kind, names: [f"logits/{target}/{kind}-{name}-s{seed}" for name in names]
     pooled, one = [f"logits/{target}/pooled-s{seed}"], torch.ones(1)
     if method.teachers == "pooled":
         return pooled, one, [f"logits/{target}/scaled-pooled-s{seed}"], one, []
-    K, uses = len(sources), []
-    weights = torch.full((K,), 1 / K)
+    K, E, uses = len(sources), len(external), []
+    w = torch.full((K,), 1 / max(1, K))
     if method.weights == "similarity" and K > 1:
         uses = [f"weights/{target}"]
         data.read_piece(args.artifacts, uses[0])
         a = open_rows(args.artifacts / uses[0] / "sentences.safetensors", "a")[:]
-        weights = a.mean(0)                                                 # w of Eq. (4)
-    recognisers, evaluators = of("recogniser"), of("scaled" if method.scaled else "evaluator")
+        w = a.mean(0)                                                       # w of Eq. (4)
+    weights = torch.cat([K * w, torch.ones(E)]) / (K + E)
+    recognisers = of("recogniser", sources) + of("external", external)
+    evaluators = of("scaled" if method.scaled else "evaluator", sources)
     if method.teachers == "both":
-        halves = torch.cat([weights, one]) / 2
-        return recognisers + pooled, halves, evaluators, weights, uses
-    return recognisers, weights, evaluators, weights, uses
+        recognisers, weights = recognisers + pooled, torch.cat([weights, one]) / 2
+    return recognisers, weights, evaluators, w, uses
 
 
 # ------------------------------------------------------------------------ the student's loss
@@ -303,9 +310,10 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
     tau = method.tau if method.loss == "kl" else 1.0  # teachers are softened as the student is
     logit_caches, weights = recognisers
     vector_caches, shares, kappas = evaluators
-    weights, shares, kappas = weights.to(device), shares.to(device), kappas.to(device)
+    weights, shares = weights.to(device), shares.to(device)
+    kappas = kappas.to(device)
     student.train()
-    for epoch, batch in teachers.epochs(table, recipe["epochs"], size, rng, device, "student"):
+    for epoch, batch in teachers.epochs(table, recipe["epochs"], size, rng, device):
         p = mixture(read_rows(logit_caches, batch), weights, tau)           # (M, C)
         said = None
         if method.pairs:
@@ -332,8 +340,11 @@ def read_facts(args, config, caches):
 
 def combine(args, config, target, seed):
     """What the teachers together say of the test words: mixture, vote and BEA, as log p."""
-    method, sources = resolve("tsl-sim", target, config["sources"])
-    recognisers, weights, _, _, uses = find_teachers(args, target, method, sources, seed)
+    external = external_teachers(args.artifacts, target, seed)
+    taught_by = resolve("tsl-sim", target, config["sources"], external)
+    recognisers, weights, _, _, uses = find_teachers(args, target, *taught_by, seed)
+    if not recognisers:
+        raise data.UserError(f"{target} has no teachers: run 02_teachers.py --teacher NAME=PATH")
     read_facts(args, config, recognisers)
     for name in ("ensemble", "vote", "bea"):
 
@@ -352,15 +363,16 @@ def combine(args, config, target, seed):
 
 def distil(args, config, target, name, seed):
     """Train one student, students/<target>/<method>-s<seed>, unless it is there."""
-    method, sources = resolve(name, target, config["sources"])
-    if not sources:
+    external = external_teachers(args.artifacts, target, seed)
+    method, sources, external = resolve(name, target, config["sources"], external)
+    if not sources and (method.pairs or method.teachers != "sources"):
+        raise data.UserError(f"--methods {name} has no evaluator or pooled teacher: try tsl-kl")
+    if not sources + external:
         return
     if args.lam is not None and method.pairs:
         method = replace(method, lam=args.lam)
-    if args.temperature is not None and method.loss == "kl":
-        method = replace(method, tau=args.temperature)
     recognisers, weights, evaluators, shares, uses = find_teachers(
-        args, target, method, sources, seed
+        args, target, method, sources, external, seed
     )
     evaluators = evaluators if method.pairs else []
     read_facts(args, config, recognisers)
@@ -383,7 +395,7 @@ def distil(args, config, target, name, seed):
         log = train(student, table, said, pairs_said, method, recipe, seed)
         pd.DataFrame(log).to_csv(folder / "log.csv", index=False)
         table = teachers.load_table(args.artifacts, f"{text}/test")
-        logits = teachers.over_words(student, table, teachers.keep_logits, args.device)
+        logits = teachers.over_words(student, table, args.device)
         save_file({"logits": logits}, folder / "test.safetensors")
         if not args.logits_only:
             student.save_pretrained(folder)
@@ -398,24 +410,12 @@ def distil(args, config, target, name, seed):
     data.make(args, piece, build, uses, seed=seed, method=differs, **recipe)
 
 
-def warn_of_disk(args, targets):
-    """Say before the first student when all of them will not fit: twice a teacher, in fp32."""
-    checkpoint = next((args.artifacts / "teachers").glob("*/model.safetensors"), None)
-    if checkpoint and not args.logits_only:
-        students = len(targets) * len(args.seeds) * len(args.methods)
-        need = 2 * checkpoint.stat().st_size * students
-        free = shutil.disk_usage(args.artifacts).free
-        if need > free:
-            sizes = f"{need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-            print(f"note: {students} students take up to {sizes}: see --logits-only")
-
-
 def main(args):
     config = teachers.open_data(args.artifacts)
     targets = teachers.subset("--targets", args.targets, config["targets"])
-    for name in args.methods:
-        resolve(name, None, config["sources"])  # an unknown one is refused before any training
-    warn_of_disk(args, targets)
+    for name, target, seed in itertools.product(args.methods, targets, args.seeds):
+        external = external_teachers(args.artifacts, target, seed)
+        resolve(name, None, config["sources"], external)  # refused before any training
     for target, seed in itertools.product(targets, args.seeds):
         combine(args, config, target, seed)
         for name in args.methods:

@@ -5,19 +5,18 @@
     python 04_evaluate.py --oracle                       also systems that use target labels
     python 04_evaluate.py --score GOLD PREDICTION        two CoNLL files, nothing else is read
 
-Reads   artifacts/gold, artifacts/data/targets, artifacts/logits, artifacts/students,
-        artifacts/weights
+Reads   artifacts/{gold,data/targets,logits,students,weights}
 Writes  artifacts/results/results.csv      precision, recall, F1 by target, method, seed and type
         artifacts/results/comparisons.csv  F1 differences, their 95 % intervals and p
-        artifacts/results/results.md       the tables and the answer in words
-        artifacts/results/figures/gains.png
-        artifacts/results/predictions/     tagged text, by --predictions or where there is no gold
+        artifacts/results/results.md       tables, the answer in words, what to trust without labels
+        artifacts/results/{figures/gains.png,predictions/}   tags by --predictions or without gold
 
 N sentences, S seeds (whole runs), R bootstrap resamples.
 """
 
 import importlib
 import itertools
+import re
 import zlib
 from pathlib import Path
 
@@ -34,6 +33,7 @@ teachers = importlib.import_module("02_teachers")  # opens what stage 1 left
 RESAMPLES = 1000
 MARGIN = 1.5  # F1: a difference counts as none if its whole interval lies within it
 FAILED = 1.0  # F1 in percent under which a seed is flagged as collapsed
+IS_TEACHER = "direct-(?!pooled)"
 COMBINED = ("ensemble", "vote", "bea")  # the teachers without a student
 BASELINES = ("direct-pooled", "ensemble", "tsl-sim", "mtmt", "self-pooled")
 PRIMARY = [  # contrasts named beforehand, whose p is adjusted for their number
@@ -124,9 +124,6 @@ def score_files(gold_path, predicted_path, strict):
     for name in ("precision", "recall", "f1"):
         score = getattr(seqeval.metrics, f"{name}_score")
         print(f"{name} = {score(*sides, zero_division=0, **options)}")
-    if {*itertools.chain(*sides[0], *sides[1])} != {"O"}:  # there is a table
-        report = seqeval.metrics.classification_report
-        print(report(*sides, digits=4, zero_division=0, **options))
 
 
 # ------------------------------------------------------------------------ systems
@@ -134,21 +131,20 @@ def score_files(gold_path, predicted_path, strict):
 def find_systems(artifacts, target, config, oracle):
     """{(method, seed): name of the piece with its test logits} of a target, baselines first."""
     systems, direct = {}, [f"direct-{source}" for source in config["sources"]]
-    scored = [*direct, "direct-pooled", *COMBINED] + ["supervised"] * oracle
     for where in ("logits", "students"):
-        for folder in (artifacts / where / target).glob("[!.]*-s*"):
+        for folder in sorted((artifacts / where / target).glob("[!.]*-s*")):
             method, _, seed = folder.name.rpartition("-s")
-            if where == "logits":
-                method = method.replace("recogniser-", "direct-").replace("pooled", "direct-pooled")
-            if seed.isdigit() and (where == "students" or method in scored):
+            known = where == "students" or method in COMBINED or oracle and method == "supervised"
+            if where == "logits" and (method == "pooled" or method.startswith("external-")):
+                known, method = True, f"direct-{method.removeprefix('external-')}"
+            elif where == "logits" and method.startswith("recogniser-"):
+                method = f"direct-{method.removeprefix('recogniser-')}"
+                known = method in direct
+            if known and seed.isdigit():
                 systems[method, int(seed)] = f"{where}/{target}/{folder.name}"
-    order = list(dict.fromkeys([*direct, *COLOURS, *COMBINED]))
-
-    def place(system):
-        method, seed = system
-        return order.index(method) if method in order else len(order), method, seed
-
-    return {system: systems[system] for system in sorted(systems, key=place)}
+    order = [*direct, *COLOURS, *COMBINED]
+    place = {method: number for number, method in enumerate(order)}
+    return dict(sorted(systems.items(), key=lambda system: place.get(system[0][0], len(order))))
 
 
 def read_target(args, target, config, recipes):
@@ -156,37 +152,39 @@ def read_target(args, target, config, recipes):
 
     recipes: {method: settings} of the targets before, since one method's runs must be alike.
     """
-    table = teachers.load_table(args.artifacts, f"data/targets/{target}/test")
-    windows = pd.Series(list(table["words"]), index=list(table["sentence"]))
-    words = windows.groupby(level=0).sum().tolist()
+    table, tags = teachers.load_table(args.artifacts, f"data/targets/{target}/test"), config["tags"]
+    words, gold = teachers.sentences_of(table, "words"), None
     cuts = np.cumsum([len(sentence) for sentence in words])
-    gold = None
+    by_sentence = lambda ids: [x.tolist() for x in np.split(np.array(tags)[ids], cuts[:-1])]
     if (args.artifacts / f"gold/{target}/test").exists():
         data.read_piece(args.artifacts, f"gold/{target}")
-        gold = list(teachers.load_table(args.artifacts, f"gold/{target}/test")["tags"])
-        if [len(tags) for tags in gold] != [len(w) for w in words]:
+        table = teachers.load_table(args.artifacts, f"gold/{target}/test")
+        if teachers.sentences_of(table, "words") != words:
             raise data.UserError(f"gold/{target} is of another text: run stage 1 with --overwrite")
+        gold = by_sentence([*itertools.chain(*table["tags"])])
     predicted = {}
     systems = find_systems(args.artifacts, target, config, args.oracle)
     for (method, seed), name in systems.items():
         settings = data.read_piece(args.artifacts, name)["settings"] | {"seed": ""}
-        if recipes.setdefault(method, settings) != settings:
+        if recipes.setdefault(method, settings) != settings and not name.count("/external-"):
             what = f"{args.artifacts / name}: made with other flags than other runs of {method}"
             raise data.UserError(f"{what}: make it again with --overwrite, or remove it")
         path = args.artifacts / name / "test.safetensors"
         with data.explained(f"{path}: damaged", "remove its folder and run stages 2 and 3"):
-            best = load_file(path)["logits"].argmax(-1).numpy()
-        tags = np.split(np.array(config["tags"])[best], cuts[:-1])
-        predicted[method, seed] = [sentence.tolist() for sentence in tags]
+            predicted[method, seed] = by_sentence(load_file(path)["logits"].argmax(-1).numpy())
     return words, gold, predicted
 
 
-def baselines_of(args, config, target):
+def baselines_of(args, config, target, methods):
     """{name: method} to compare with: direct transfer, the best source by weight, and others."""
-    others = [source for source in config["sources"] if source != target]
-    baselines = {"direct": f"direct-{'en' if 'en' in others else others[0]}"}
+    direct = [method for method in methods if re.match(IS_TEACHER, method)]
+    if not direct:
+        missing = f"{args.artifacts}/logits/{target}: no recogniser's"
+        raise data.UserError(f"{missing}: run python 02_teachers.py first")
+    baselines = {"direct": "direct-en" if "direct-en" in direct else direct[0]}
     path = args.artifacts / f"weights/{target}/sentences.safetensors"
     if path.exists():
+        others = [source for source in config["sources"] if source != target]
         best = load_file(path)["a"].mean(0).argmax().item()
         baselines["best-by-weight"] = f"direct-{others[best]}"
     return baselines | {name: name for name in BASELINES}
@@ -207,10 +205,8 @@ def draw(n, seed, resamples=RESAMPLES):
 
 
 def resample(values, seed):
-    """Bootstrap means of a few values in every resample: (R, n)  ->  (R,), NaN for n < 2
-
-    The deviations of what was drawn count sqrt(n / (n - 1)) times: a bootstrap of a few values is
-    too narrow by that factor.
+    """Bootstrap means of a few values in every resample: (R, n)  ->  (R,), NaN for n < 2. A plain
+    one is too narrow by sqrt(n / (n - 1)): deviations of what was drawn count so many times.
     """
     n, mean = values.shape[1], values.mean(1)
     if n < 2:
@@ -242,19 +238,19 @@ def holm(p):
 def compare(counts, baselines):
     """Rows of comparisons.csv: a bootstrap over whole runs, paired by seed, and over sentences.
 
-    counts: {target: {method: {seed: (N, types, 3)}}}, baselines: {target: {name: method}}. Means
+    counts: {target: {method: {seed: (N, types, 3)}}}, baselines: {target: {role: method}}. Means
     over targets have two rows, for these targets (mean-fixed) and targets drawn (mean-resampled).
-    """
+    A column more: role, by which direct transfer is known under any name."""
     rows, contrasts = [], {}
     for target, systems in counts.items():
-        tables = {method: list(runs.values()) for method, runs in systems.items()}
-        n, f1 = len(next(iter(tables.values()))[0]), {}
-        as_it_is, drawn = np.ones((1, n)), draw(n, zlib.crc32(target.encode()))
-        draws = np.concatenate([as_it_is, drawn])                           # (1 + R, N)
+        f1 = {}
         for method, runs in systems.items():
-            stacked = np.stack([table.sum(1) for table in tables[method]])  # (S, N, 3)
+            stacked = np.stack([table.sum(1) for table in runs.values()])   # (S, N, 3)
+            n = stacked.shape[1]
+            as_it_is, drawn = np.ones((1, n)), draw(n, zlib.crc32(target.encode()))
+            draws = np.concatenate([as_it_is, drawn])                       # (1 + R, N)
             f1[method] = dict(zip(runs, resampled_f1(stacked, draws).T))
-        for method, (name, base) in itertools.product(f1, baselines[target].items()):
+        for method, (role, base) in itertools.product(f1, baselines[target].items()):
             seeds = sorted(f1[method].keys() & f1.get(base, {}).keys())
             if not seeds or method == base or is_oracle(method):
                 continue
@@ -262,31 +258,27 @@ def compare(counts, baselines):
             deltas = resample(d[1:], seed=0)
             if n == 1:  # one sentence has no interval
                 deltas = np.full(RESAMPLES, np.nan)
-            shown = base if name == "direct" else name
-            rows.append([target, method, shown, d[0].mean(), *interval(deltas)])
-            contrasts.setdefault((method, name), []).append((d[0].mean(), deltas))
-    directs = {names["direct"] for names in baselines.values()}
-    shown = directs.pop() if len(directs) == 1 else "direct"
-    for (method, name), found in contrasts.items():
+            shown = base if role == "direct" else role
+            rows.append([target, method, shown, d[0].mean(), *interval(deltas), role])
+            contrasts.setdefault((method, role), []).append((d[0].mean(), deltas))
+    directs = {roles["direct"] for roles in baselines.values()}
+    for (method, role), found in contrasts.items():
         if len(found) == len(counts) > 1:
-            name = shown if name == "direct" else name
+            shown = [*directs][0] if role == "direct" and len(directs) == 1 else role
             delta = np.mean([delta for delta, _ in found])
             by_target = np.stack([deltas for _, deltas in found], axis=1)   # (R, targets)
             fixed, resampled = by_target.mean(1), resample(by_target, seed=1)
-            rows.append(["mean-fixed", method, name, delta, *interval(fixed)])
-            rows.append(["mean-resampled", method, name, delta, *interval(resampled)])
-    table = pd.DataFrame(rows, columns=COMPARISONS)
-    known = table[is_primary(table, baselines) & table.p.notna()]
-    for target, group in known.groupby("target"):
+            rows.append(["mean-fixed", method, shown, delta, *interval(fixed), role])
+            rows.append(["mean-resampled", method, shown, delta, *interval(resampled), role])
+    table = pd.DataFrame(rows, columns=[*COMPARISONS, "role"])
+    for _, group in table[is_primary(table) & table.p.notna()].groupby("target"):
         table.loc[group.index, "p"] = holm(group.p.tolist())
     return table
 
 
-def is_primary(table, baselines):
-    """Which rows are of the contrasts named beforehand? Direct transfer goes by its own name."""
-    directs = {names["direct"] for names in baselines.values()}
-    baseline = table.baseline.where(~table.baseline.isin(directs), "direct")
-    return pd.Series(zip(table.method, baseline), index=table.index, dtype=object).isin(PRIMARY)
+def is_primary(table):
+    """Which rows are of the contrasts named beforehand?"""
+    return np.array([pair in PRIMARY for pair in zip(table.method, table.role)], dtype=bool)
 
 
 # ------------------------------------------------------------------------ tables and the figure
@@ -355,80 +347,89 @@ def summary(results, comparisons, baselines, config, mode, n_sentences):
     if oracle.any():
         text += ["## Oracles: these use target labels, for reference alone", fenced(table[oracle])]
     cells = comparisons.assign(cell=[gain_cell(row) for row in comparisons.itertuples()])
-    gains = cells[cells.baseline.isin(direct_names(baselines))]
-    gains = gains.set_index(["method", "target"])["cell"].unstack(sort=False)
+    gains = cells[cells.role == "direct"]
     text += [
-        f"## The question: gain over direct transfer ({', '.join(direct_names(baselines))})",
+        f"## The question: gain over direct transfer ({', '.join(gains.baseline.unique())})",
         "With 95 % intervals: bootstrap over whole runs (seeds, paired) and test sentences. Where "
         "runs differ much, those of two runs are too narrow: they cover some 60 %, of five 86 %. "
         "mean-fixed: over these targets; mean-resampled: targets drawn, too.",
-        fenced(gains),
+        fenced(gains.set_index(["method", "target"])["cell"].unstack(sort=False)),
     ]
     final = cells[cells.target == ("mean-fixed" if len(targets) > 1 else targets[0])]
-    primary = final[is_primary(final, baselines)]
-    text += ["## Contrasts named beforehand", "\n".join(map(verdict, primary.itertuples()))]
-    against = final.set_index(["method", "baseline"])["cell"].unstack(sort=False)
-    text += ["## Differences to other baselines, mean over these targets", fenced(against)]
+    primary = map(verdict, final[is_primary(final)].itertuples())
+    text += ["## Contrasts named beforehand", "\n".join(primary)]
     return "\n\n".join(text)
 
 
-def direct_names(baselines):
-    """What direct transfer is called in comparisons.csv."""
-    names = sorted({names["direct"] for names in baselines.values()})
-    return names if len(names) == 1 else [*names, "direct"]
+def advice(comparisons, counts, baselines, sources):
+    """What to trust without labels, in words: how often and by how much each system won on the
+    pretend targets (sources, too), and how the best of them does where gold can tell."""
+    pretend = {target: systems for target, systems in counts.items() if target in sources}
+    if not pretend:
+        return "No pretend target: name a source among --targets, too, to see what to trust."
+    table = compare(pretend, baselines)
+    table = table[table.role.isin(["direct", "direct-pooled"])]
+    each = table[table.target.isin(pretend)]
+    final = table[table.target == "mean-fixed"] if len(pretend) > 1 else each
+    wins = lambda deltas: f"above on {(deltas > 0).sum()} of {len(deltas)}"
+    won = each.groupby(["method", "role"]).delta_f1.agg(wins)
+    cells = [f"{gain_cell(row)}, {won[row.method, row.role]}" for row in final.itertuples()]
+    shown = final.assign(cell=cells).set_index(["method", "role"]).cell.unstack(sort=False)
+    best = final[final.role == "direct"].set_index("method").delta_f1.idxmax()
+    text = [fenced(shown), f"Best over the pretend targets {', '.join(pretend)}: `{best}`."]
+    real = comparisons[comparisons.target.isin(counts.keys() - pretend.keys())]
+    for role, rows in real[real.method == best].groupby("role"):
+        text.append(f"- on other targets, where gold can tell: {wins(rows.delta_f1)} ({role})")
+    return "\n\n".join(text)
+
+
+def signs(target, predicted):
+    """What a target's tags warn of without gold: teachers that disagree, systems without names."""
+    flat = {f"{method}-s{seed}": [*itertools.chain(*x)] for (method, seed), x in predicted.items()}
+    said = pd.DataFrame(flat)                                               # (N_words, systems)
+    teachers_say = said.filter(regex=IS_TEACHER)
+    named = teachers_say[(teachers_say != "O").any(axis=1)]
+    agree = (named.nunique(axis=1) == 1).sum() / max(1, len(named))
+    names = (said != "O").mean()                                            # (systems,)
+    few = names.index[names < names.median() / 4]
+    line = f"- {target}: of the words that a teacher names all agree on {agree:.0%}"
+    return line + f"; {1 - names.median():.0%} are O; hardly a name by: {', '.join(few) or 'none'}"
 
 
 def draw_gains(results, comparisons, baselines, path=None):
     """A panel a target and one of means: every method's gain over direct transfer; the interval as
-    a band, a stroke a seed, F1 in grey. Returns the figure."""
-    import matplotlib
+    a band. Returns the figure."""
+    from matplotlib.figure import Figure  # late: imports cost a second
 
-    if path:
-        matplotlib.use("Agg")  # no window where only a file is wanted
-    import matplotlib.pyplot as plt
-
-    gains = comparisons[comparisons.baseline.isin(direct_names(baselines))]
+    directs = {"direct"} | {roles["direct"] for roles in baselines.values()}
+    gains = comparisons[comparisons.baseline.isin(directs)]
     gains = gains[gains.target != "mean-resampled"]
     panels = list(dict.fromkeys(gains.target))
     methods = gains.groupby("method")["delta_f1"].mean().sort_values().index.tolist()
-    f1 = micro(results).set_index(["target", "method", "seed"])["f1"].sort_index()
+    f1 = micro(results).groupby(["target", "method"])["f1"].mean()
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     size = 1.3 + 1.8 * columns, rows * (0.8 + 0.27 * len(methods))
-    layout = {"sharey": True, "squeeze": False, "layout": "constrained", "dpi": 120}
-    figure, axes = plt.subplots(rows, columns, figsize=size, **layout)
+    figure = Figure(size, 120, layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axis, panel in zip(axes.flat, panels):
-        title, where = "mean over targets", list(baselines)
+        rows, title = gains[gains.target == panel], "mean over targets"
         if panel in baselines:
-            title, where = panel, [panel]
-            direct = f1[panel, baselines[panel]["direct"]]
-            title = f"{panel} ({direct.mean():.1f})"
-        for row in gains[gains.target == panel].itertuples():
-            y = methods.index(row.method)
-            colour = COLOURS.get(row.method, "0.3")
-            band = {"color": colour, "alpha": 0.3, "linewidth": 7}
-            axis.plot([row.ci_low, row.ci_high], [y, y], **band)
+            title = f"{panel} ({f1[panel, baselines[panel]['direct']]:.1f})"
+        for row in rows.itertuples():
+            y, colour = methods.index(row.method), COLOURS.get(row.method, "0.3")
+            axis.plot([row.ci_low, row.ci_high], [y, y], color=colour, alpha=0.3, linewidth=7)
             axis.plot(row.delta_f1, y, "o", color=colour, markersize=6)
-            if panel in baselines:
-                seeds = (f1[panel, row.method] - direct).dropna()
-                axis.plot(seeds, [y] * len(seeds), "|", color="black", markersize=8)
-            mean = np.mean([f1[target, row.method].mean() for target in where])
-            end = np.nanmax([row.ci_high, row.delta_f1])
-            style = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
-            axis.annotate(f"{mean:.1f}", (end, y), color="0.4", **style)
-        axis.set_title(title, fontsize=11)
+        axis.set_title(title)
         axis.axvline(0, color="black", linewidth=0.8)
-        axis.margins(x=0.3)
         axis.tick_params(axis="y", length=0)
-        axis.grid(axis="x", linewidth=0.3)
         axis.spines[["top", "right", "left"]].set_visible(False)
     axes[0, 0].set_yticks(range(len(methods)), methods)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    figure.supxlabel("gain in F1 over direct transfer (whose F1 is in brackets)", fontsize=11)
+    figure.supxlabel("gain in F1 over direct transfer (whose F1 is in brackets)")
     if path:
         figure.savefig(path)
-        plt.close(figure)
     return figure
 
 
@@ -448,30 +449,26 @@ def main(args):
         return score_files(*args.score, args.strict)
     config = teachers.open_data(args.artifacts)
     types = sorted({tag[2:] for tag in config["tags"]} - {""})
-    results, predictions, recipes = [], {}, {}
+    results, predictions, recipes, warnings = [], {}, {}, []
     counts, baselines, n_sentences = {}, {}, {}
     for target in config["targets"]:
         words, gold, predicted = read_target(args, target, config, recipes)
+        warnings.append(signs(target, predicted))
         for system, tags in predicted.items():
             if args.predictions or not gold:
                 predictions[target, *system] = words, tags
         if not gold:
             continue
         counts[target], n_sentences[target] = {}, len(gold)
-        baselines[target] = baselines_of(args, config, target)
         spans = entities(gold, args.strict)
         for (method, seed), tags in predicted.items():
             table = count(spans, entities(tags, args.strict), types)
             counts[target].setdefault(method, {})[seed] = table
-        direct = baselines[target]["direct"]
-        if direct not in counts[target]:
-            missing = f"{args.artifacts}/logits/{target}: no {direct}"
-            raise data.UserError(f"{missing}: run python 02_teachers.py first")
+        baselines[target] = baselines_of(args, config, target, counts[target])
         if args.oracle:
-            mean_f1 = lambda runs: np.mean([prf(x.sum((0, 1)))[2] for x in runs.values()])
-            direct = [m for m in counts[target] if m.removeprefix("direct-") in config["sources"]]
-            best = max((counts[target][method] for method in direct), key=mean_f1)
-            counts[target]["oracle-best-source"] = best
+            f1 = lambda method: prf(sum(counts[target][method].values()).sum((0, 1)))[2]
+            sources = counts[target].keys() & {f"direct-{x}" for x in config["sources"]}
+            counts[target]["oracle-best-source"] = counts[target][max(sources, key=f1)]
         for method, runs in counts[target].items():
             for seed, table in runs.items():
                 results += score(target, method, seed, table, types)
@@ -485,14 +482,17 @@ def main(args):
             table = pd.DataFrame(results, columns=RESULTS)
             comparisons = compare(counts, baselines)
             table.round(5).to_csv(folder / "results.csv", index=False)
-            comparisons.round(5).to_csv(folder / "comparisons.csv", index=False)
+            comparisons[COMPARISONS].round(5).to_csv(folder / "comparisons.csv", index=False)
             text[0] = summary(table, comparisons, baselines, config, mode, n_sentences)
-            (folder / "results.md").write_text(text[0], encoding="utf-8")
+            advised = advice(comparisons, counts, baselines, config["sources"])
+            text.append(f"## What to trust without labels\n\n{advised}")
             (folder / "figures").mkdir()
             draw_gains(table, comparisons, baselines, folder / "figures/gains.png")
+        text.append("\n".join(warnings))
+        (folder / "results.md").write_text("\n\n".join(text), encoding="utf-8")
 
     data.make(args, "results", build, replace=True, mode=mode, oracle=args.oracle)
-    print(text[0])
+    print("\n\n".join(text))
     print(f"stage 4 done: {len(counts)} targets scored -> {args.artifacts / 'results'}")
 
 

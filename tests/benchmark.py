@@ -125,11 +125,11 @@ class Case:
         return run
 
     def teacher(self):
-        given = self.model, self.table, teachers.recogniser_loss, self.recipe, 0, "teacher"
+        given = self.model, self.table, teachers.recogniser_loss, self.recipe, 0
         return lambda: teachers.train(*given)
 
     def cache(self):
-        given = self.model, self.table, teachers.keep_logits, self.device
+        given = self.model, self.table, self.device
         return lambda: teachers.over_words(*given)
 
     def bare(self, backward=True, same_shapes=False):

@@ -4,7 +4,6 @@ import importlib
 import random
 import re
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -204,7 +203,8 @@ BASELINES = {"direct": "direct-en", **{name: name for name in evaluate.BASELINES
 
 def compare(counts, baselines=BASELINES):
     """comparisons.csv of {target: {method: {seed: counts}}}, with the same baselines everywhere."""
-    return evaluate.compare(counts, dict.fromkeys(counts, baselines))
+    table = evaluate.compare(counts, dict.fromkeys(counts, baselines))
+    return table[evaluate.COMPARISONS]
 
 
 def only(table, **where):
@@ -345,8 +345,8 @@ def test_the_micro_average_is_a_runs_first_row_even_where_a_type_is_called_micro
 
 def summary(results, synthetic=False, n=100):
     """results.md of some results on one target, xx, with direct transfer from en."""
-    some = [["xx", "mtmt", "direct-en", 1.0, np.nan, np.nan, np.nan]]
-    comparisons = pd.DataFrame(some, columns=evaluate.COMPARISONS)
+    some = [["xx", "mtmt", "direct-en", 1.0, np.nan, np.nan, np.nan, "direct"]]
+    comparisons = pd.DataFrame(some, columns=[*evaluate.COMPARISONS, "role"])
     given = comparisons, {"xx": BASELINES}, {"synthetic": synthetic}
     return evaluate.summary(results, *given, "some mode", {"xx": n})
 
@@ -394,4 +394,3 @@ def test_the_figure_shows_every_target_and_the_mean_with_its_zero_line(toy):
     for axis in figure.axes[:3]:
         assert any(set(line.get_xdata()) == {0} for line in axis.lines)
     assert "F1" in figure.get_supxlabel()
-    matplotlib.pyplot.close(figure)

@@ -48,7 +48,7 @@ def guarded(tmp_path_factory):
         if change is blank:
             shutil.rmtree(artifacts / "gold")
         here("02_teachers.py", artifacts, "--scaled", *["--oracle"] * (change is plain))
-        flags = ["--lambda", "0.5", "--temperature", "3", "--methods", *METHODS]
+        flags = ["--lambda", "0.5", "--methods", *METHODS]
         here("03_distill.py", artifacts, *flags)
     return found
 
