@@ -323,13 +323,11 @@ def read_corpora(args):
 
 def shared_types(corpora, sources, wanted):
     """The entity types a student will know, by the sources' training tags alone."""
-    if not sources:  # all teachers are to come from elsewhere
-        return sorted(set(wanted))
     found = {}
     for source in sources:
         tags = itertools.chain(*(tags for _, tags in corpora[source, "train"][0]))
         found[source] = {tag[2:] for tag in tags} - {""}
-    shared = set.intersection(*found.values())
+    shared = set.intersection(*found.values()) if found else set(wanted)  # others' teachers alone
     if not shared or not set(wanted or shared) <= shared:
         each = "; ".join(f"{s}: {' '.join(sorted(x)) or 'none'}" for s, x in found.items())
         what = f"--types {' '.join(wanted)}" if wanted else "no entity type is in all sources"
@@ -652,9 +650,12 @@ def make(args, name, build, uses=(), replace=False, **settings):
         path.write_text(json.dumps(record | {"facts": facts}, indent=1))
         if there and folder.exists():
             shutil.rmtree(folder.rename(partial.with_suffix(".old.partial")))
-        if folder.exists():
-            return print(f"  kept  {name}  (another process was first)")
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            return make(args, name, build, uses, **settings)  # another process was first: alike?
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"  wrote {name}  ({time.time() - begun:.0f} s)")

@@ -79,7 +79,7 @@ def open_data(artifacts):
         encoder = artifacts / "encoder"
         torch.set_num_threads(1)  # as fast for a tiny model, and the same bits everywhere
     elif data.encoder_files(encoder) != config["encoder_files"]:
-        raise data.UserError(f"encoder {encoder} has changed or is gone: run python 01_data.py")
+        raise data.UserError(f"encoder {encoder} has changed or is missing: run python 01_data.py")
     return config | {"encoder": encoder}
 
 
@@ -200,7 +200,7 @@ def epochs(table, n_epochs, batch_size, rng, device):
 
 def read_words(model, batch):
     """Last hidden states h (M, H) and logits (M, C) of the scored words, at first sub-tokens."""
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     out = model(**inputs, output_hidden_states=True)
     h, logits = out.hidden_states[-1][batch["f"]], out.logits[batch["f"]]
     return h.float(), logits.float()
@@ -224,14 +224,14 @@ def over_words(model, table, device, vectors=False):
     return result
 
 
-def optimiser(model, lr, steps, weight_decay=0.01):
+def optimiser(model, lr, steps):
     """A function step(loss) that trains what is not frozen: AdamW without decay on biases and
     LayerNorm, gradients clipped to norm 1, 10 % linear warm-up, then linear decay (TSL)."""
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim > 1]
     vectors = [p for p in trained if p.ndim <= 1]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups, lr, weight_decay=weight_decay, fused=True)
+    adamw = torch.optim.AdamW(groups, lr, weight_decay=0.01, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(adamw, int(0.1 * steps), steps)
     scaler = torch.amp.GradScaler(trained[0].device.type, enabled=OLD_GPU)  # fp16 underflows
 
@@ -391,9 +391,9 @@ def language_loss(model, g, k):
     return F.cross_entropy(model(g), k) + SIMILARITY["ridge"] * ridge
 
 
-def train_similarity(features, seed=0):
+def train_similarity(features):
     """Fit (3) on the sentences of K sources, K x (N_k, H)."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     sizes = torch.tensor([len(x) for x in features])
     g = torch.cat(features)                                                 # (N, H)
     k = torch.arange(len(sizes)).repeat_interleave(sizes)                   # (N,)
@@ -470,7 +470,7 @@ def train_teacher(args, config, name, seed, uses):
             facts["dev"].append(score(model, table, config["tags"], device))
         model.half().save_pretrained(folder)  # it only answers from here on: half the disk
         data.load_tokenizer(config["encoder"]).save_pretrained(folder)
-        print(f"        {name}: loss {facts['loss'][-1]:.4f}, source dev {facts['dev']}")
+        print(f"        {name}: loss {losses[-1]:.4f}, source dev {facts['dev']}")
         if any(scores.get("f1") == 0 for scores in facts["dev"]):
             print(f"        {name} finds no entity: try a third of --lr, more --epochs")
         return facts
@@ -558,7 +558,7 @@ def main(args):
                 cache(args, config, target, name)
     for teacher, target in itertools.product(args.teacher, targets):
         name, _, path = teacher.partition("=")
-        if not name.isidentifier() or name in config["sources"]:
+        if not path or not name.isidentifier() or name in config["sources"]:
             raise data.UserError(f"--teacher {teacher}: give NAME=PATH, a name that no source has")
         cache_external(args, config, target, name, path)
     if args.sources or not sources:

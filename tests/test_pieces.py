@@ -93,7 +93,19 @@ def test_of_two_writers_of_one_piece_the_first_wins_and_nothing_is_left_over(
     data.make(arguments(tmp_path), "piece", slow)
     assert (tmp_path / "piece/word").read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["piece"]
-    assert "another process was first" in capsys.readouterr().out
+    assert "kept  piece" in capsys.readouterr().out
+
+
+def test_a_writer_who_comes_second_with_other_settings_is_told(tmp_path, monkeypatch):
+    def slow(folder):
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(data.os, "getpid", lambda: 1)  # another process's number
+            data.make(arguments(tmp_path), "piece", says("first"), lr=1)
+
+    with pytest.raises(data.UserError, match="made from other lr"):
+        data.make(arguments(tmp_path), "piece", slow, lr=2)
+    assert (tmp_path / "piece/word").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["piece"]
 
 
 def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_are_not(tmp_path):
@@ -294,7 +306,7 @@ def test_a_target_added_later_keeps_every_teacher_and_every_student(grown, tmp_p
     said = here("02_teachers.py", artifacts)
     wrote = [line.split()[1] for line in said.split("\n") if line.startswith("  wrote")]
     assert wrote and all("qbc" in name for name in wrote)
-    assert "kept  teachers/recogniser-qaa-s0" in said and "kept  teachers/similarity" in said
+    assert "kept  teachers/recogniser-qaa-s0" in said and "kept  weights/qac" in said
     said = here("03_distill.py", artifacts, "--methods", "tsl-sim", "mtmt-pooled")
     assert "kept  students/qac/tsl-sim-s0" in said and "wrote students/qbc/tsl-sim-s0" in said
     assert before.items() <= bits(artifacts).items()
@@ -306,7 +318,7 @@ def test_a_source_added_later_keeps_the_teachers_of_the_others(grown, tmp_path):
     before = bits(artifacts, "teachers/*qa*/*.safetensors")
     artifacts = shutil.copytree(artifacts, tmp_path / "a")
     here("01_data.py", artifacts, *flags, "--sources", "qaa", "qab", "qba", "--targets", "qac")
-    remedy = ["teachers/similarity", "data/sources/qba", "--overwrite"]
+    remedy = ["weights/qac", "data/sources/qba", "--overwrite"]
     with pytest.raises(data.UserError) as told:
         here("02_teachers.py", artifacts)
     assert all(part in str(told.value) for part in remedy)
