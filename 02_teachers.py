@@ -7,7 +7,7 @@ teachers say of every word of its text.
     python 02_teachers.py --teacher x=PATH      also what a tagger or tagged files of others say
 
 Reads   artifacts/data; artifacts/gold under --oracle alone, for `supervised`
-Writes  artifacts/teachers/{recogniser,evaluator,scaled}-<source>-s<seed>, {pooled,scaled-pooled}-...
+Writes  artifacts/teachers/{recogniser,evaluator,scaled}-<source>-s<seed>, {,scaled-}pooled-s<seed>
         artifacts/weights/<target>/           of the sources, Eqs. (3) and (4)
         artifacts/logits/<target>/<teacher>/  logits or vectors of every word
 
@@ -139,7 +139,7 @@ def freeze(model, layers):
 
 
 def autocast(model):
-    """Mixed precision where it pays: bf16 on CUDA and on CPUs that multiply it, fp16 on old GPUs."""
+    """Mixed precision where it pays: bf16 on GPUs and CPUs that multiply it, fp16 on old GPUs."""
     device = next(model.parameters()).device
     if device.type == "cuda":
         return torch.autocast("cuda", torch.float16 if OLD_GPU else torch.bfloat16)
@@ -349,7 +349,7 @@ def pair_score(model, table, tags, device):
 
 @torch.no_grad()
 def sentence_features(encoder, table, device):
-    """g: the untuned encoder's pooled output of every sentence, (N, H), or its mean hidden state."""
+    """g: the untuned encoder's pooled output by sentence, (N, H); if untrained, its mean state."""
     options = {"dtype": torch.float32, "output_loading_info": True}
     model, info = transformers.AutoModel.from_pretrained(encoder, **options)
     poolers = {name for name, _ in model.named_parameters() if "pooler" in name}

@@ -130,21 +130,21 @@ def score_files(gold_path, predicted_path, strict):
 
 def find_systems(artifacts, target, config, oracle):
     """{(method, seed): name of the piece with its test logits} of a target, baselines first."""
-    systems, direct = {}, [f"direct-{source}" for source in config["sources"]]
+    direct = {f"recogniser-{source}": f"direct-{source}" for source in config["sources"]}
+    known = direct | {"pooled": "direct-pooled"} | {name: name for name in COMBINED}
+    if oracle:
+        known["supervised"] = "supervised"
+    systems, order = {}, [*direct.values(), *COLOURS, *COMBINED]
     for where in ("logits", "students"):
         for folder in sorted((artifacts / where / target).glob("[!.]*-s*")):
-            method, _, seed = folder.name.rpartition("-s")
-            known = where == "students" or method in COMBINED or oracle and method == "supervised"
-            if where == "logits" and (method == "pooled" or method.startswith("external-")):
-                known, method = True, f"direct-{method.removeprefix('external-')}"
-            elif where == "logits" and method.startswith("recogniser-"):
-                method = f"direct-{method.removeprefix('recogniser-')}"
-                known = method in direct
-            if known and seed.isdigit():
+            name, _, seed = folder.name.rpartition("-s")
+            method = name if where == "students" else known.get(name)
+            if name.startswith("external-"):
+                method = name.replace("external", "direct", 1)
+            if method and seed.isdigit():
                 systems[method, int(seed)] = f"{where}/{target}/{folder.name}"
-    order = [*direct, *COLOURS, *COMBINED]
-    place = {method: number for number, method in enumerate(order)}
-    return dict(sorted(systems.items(), key=lambda system: place.get(system[0][0], len(order))))
+    place = lambda system: order.index(system[0]) if system[0] in order else len(order)
+    return {system: systems[system] for system in sorted(systems, key=place)}
 
 
 def read_target(args, target, config, recipes):
@@ -166,7 +166,7 @@ def read_target(args, target, config, recipes):
     systems = find_systems(args.artifacts, target, config, args.oracle)
     for (method, seed), name in systems.items():
         settings = data.read_piece(args.artifacts, name)["settings"] | {"seed": ""}
-        if recipes.setdefault(method, settings) != settings and not name.count("/external-"):
+        if recipes.setdefault(method, settings) != settings and "/external-" not in name:
             what = f"{args.artifacts / name}: made with other flags than other runs of {method}"
             raise data.UserError(f"{what}: make it again with --overwrite, or remove it")
         path = args.artifacts / name / "test.safetensors"
