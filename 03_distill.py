@@ -365,10 +365,10 @@ def distil(args, config, target, name, seed):
     """Train one student, students/<target>/<method>-s<seed>, unless it is there."""
     external = external_teachers(args.artifacts, target, seed)
     method, sources, external = resolve(name, target, config["sources"], external)
-    if not sources and (method.pairs or method.teachers != "sources"):
-        raise data.UserError(f"--methods {name} has no evaluator or pooled teacher: try tsl-kl")
     if not sources + external:
         return
+    if not sources and (method.pairs or method.teachers != "sources"):
+        raise data.UserError(f"--methods {name} has no evaluator or pooled teacher: try tsl-kl")
     if args.lam is not None and method.pairs:
         method = replace(method, lam=args.lam)
     recognisers, weights, evaluators, shares, uses = find_teachers(

@@ -147,7 +147,7 @@ def test_a_line_without_a_word_is_dropped_in_gold_and_text_alike(tmp_path):
     here("01_data.py", tmp_path / "a", "--data-dir", folder, *PAIR)
     table = datasets.load_from_disk(str(tmp_path / "a/data/targets/bb/test"))
     gold = datasets.load_from_disk(str(tmp_path / "a/gold/bb/test"))
-    assert table[0]["words"] == ["Anna", "Oslo"] and gold[0]["tags"] == ["B-PER", "B-LOC"]
+    assert table[0]["words"] == ["Anna", "Oslo"] and gold[0]["words"] == ["Anna", "Oslo"]
     assert "1 no_word" in (tmp_path / "a/report.csv").read_text()
 
 

@@ -125,7 +125,7 @@ def test_the_guard_sees_a_planted_leak(guarded, monkeypatch):
     found, whole = [], distill.mixture
     for name in ("plain", "scrambled"):
         gold = datasets.load_from_disk(str(guarded[name] / "gold/qab/train"))["tags"]
-        first = [tags[0] for tags in gold].count("O") / len(gold)
+        first = [tags[0] for tags in gold].count(0) / len(gold)  # of O
         peeks = lambda logits, weights, tau=1.0: whole(logits, weights, tau) ** (1 + first)
         monkeypatch.setattr(distill, "mixture", peeks)
         artifacts = shutil.copytree(guarded[name], guarded[name].with_name("planted"))
