@@ -33,7 +33,7 @@ teachers = importlib.import_module("02_teachers")  # opens what stage 1 left
 RESAMPLES = 1000
 MARGIN = 1.5  # F1: a difference counts as none if its whole interval lies within it
 FAILED = 1.0  # F1 in percent under which a seed is flagged as collapsed
-IS_TEACHER = "direct-(?!pooled)"
+IS_TEACHER = re.compile("direct-(?!pooled)")
 COMBINED = ("ensemble", "vote", "bea")  # the teachers without a student
 BASELINES = ("direct-pooled", "ensemble", "tsl-sim", "mtmt", "self-pooled")
 PRIMARY = [  # contrasts named beforehand, whose p is adjusted for their number
@@ -177,16 +177,16 @@ def read_target(args, target, config, recipes):
 
 def baselines_of(args, config, target, methods):
     """{name: method} to compare with: direct transfer, the best source by weight, and others."""
-    direct = [method for method in methods if re.match(IS_TEACHER, method)]
-    if not direct:
-        missing = f"{args.artifacts}/logits/{target}: no recogniser's"
-        raise data.UserError(f"{missing}: run python 02_teachers.py first")
+    direct = [f"direct-{source}" for source in config["sources"] if source != target]
+    direct = direct or [*filter(IS_TEACHER.match, methods), "direct-NAME"]
     baselines = {"direct": "direct-en" if "direct-en" in direct else direct[0]}
+    if baselines["direct"] not in methods:
+        missing = f"{args.artifacts}/logits/{target}: no {baselines['direct']}"
+        raise data.UserError(f"{missing}: run python 02_teachers.py first")
     path = args.artifacts / f"weights/{target}/sentences.safetensors"
     if path.exists():
-        others = [source for source in config["sources"] if source != target]
         best = load_file(path)["a"].mean(0).argmax().item()
-        baselines["best-by-weight"] = f"direct-{others[best]}"
+        baselines["best-by-weight"] = direct[best]
     return baselines | {name: name for name in BASELINES}
 
 
@@ -267,9 +267,9 @@ def compare(counts, baselines):
             shown = [*directs][0] if role == "direct" and len(directs) == 1 else role
             delta = np.mean([delta for delta, _ in found])
             by_target = np.stack([deltas for _, deltas in found], axis=1)   # (R, targets)
-            fixed, resampled = by_target.mean(1), resample(by_target, seed=1)
-            rows.append(["mean-fixed", method, shown, delta, *interval(fixed), role])
-            rows.append(["mean-resampled", method, shown, delta, *interval(resampled), role])
+            means = {"mean-fixed": by_target.mean(1), "mean-resampled": resample(by_target, 1)}
+            for target, deltas in means.items():
+                rows.append([target, method, shown, delta, *interval(deltas), role])
     table = pd.DataFrame(rows, columns=[*COMPARISONS, "role"])
     for _, group in table[is_primary(table) & table.p.notna()].groupby("target"):
         table.loc[group.index, "p"] = holm(group.p.tolist())
@@ -378,8 +378,8 @@ def advice(comparisons, counts, baselines, sources):
     best = final[final.role == "direct"].set_index("method").delta_f1.idxmax()
     text = [fenced(shown), f"Best over the pretend targets {', '.join(pretend)}: `{best}`."]
     real = comparisons[comparisons.target.isin(counts.keys() - pretend.keys())]
-    for role, rows in real[real.method == best].groupby("role"):
-        text.append(f"- on other targets, where gold can tell: {wins(rows.delta_f1)} ({role})")
+    for role, deltas in real[real.method == best].groupby("role").delta_f1:
+        text.append(f"- on other targets, where gold can tell: {wins(deltas)} ({role})")
     return "\n\n".join(text)
 
 
@@ -389,7 +389,7 @@ def signs(target, predicted):
     said = pd.DataFrame(flat)                                               # (N_words, systems)
     teachers_say = said.filter(regex=IS_TEACHER)
     named = teachers_say[(teachers_say != "O").any(axis=1)]
-    agree = (named.nunique(axis=1) == 1).sum() / max(1, len(named))
+    agree = (named.nunique(axis=1) == 1).mean()
     names = (said != "O").mean()                                            # (systems,)
     few = names.index[names < names.median() / 4]
     line = f"- {target}: of the words that a teacher names all agree on {agree:.0%}"
@@ -448,7 +448,7 @@ def main(args):
     if args.score:
         return score_files(*args.score, args.strict)
     config = teachers.open_data(args.artifacts)
-    types = sorted({tag[2:] for tag in config["tags"]} - {""})
+    types = [tag[2:] for tag in config["tags"] if tag.startswith("B")]
     results, predictions, recipes, warnings = [], {}, {}, []
     counts, baselines, n_sentences = {}, {}, {}
     for target in config["targets"]:

@@ -75,7 +75,7 @@ def test_a_hub_preset_without_a_network_names_the_offline_ways(tmp_path):
     ("02_teachers.py", ["--targets", "zz"], ["--targets zz", "qac"]),
     ("02_teachers.py", ["--tau", "mean"], ["--tau", "variance"]),
     ("03_distill.py", ["--targets", "qaa"], ["--targets qaa", "qac"]),
-    ("03_distill.py", ["--methods", "mtmt-magic"], ["--methods mtmt-magic", "tsl-<source>"]),
+    ("03_distill.py", ["--methods", "mtmt-magic"], ["--methods mtmt-magic", "mtmt-<source>"]),
     ("03_distill.py", ["--methods", "tsl-zz"], ["--methods tsl-zz"]),
     ("03_distill.py", ["--seeds", "7"], ["recogniser-qaa-s7", "02_teachers.py"]),
     ("03_distill.py", ["--seeds", "-1"], ["--seeds"]),
