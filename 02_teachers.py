@@ -26,12 +26,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
-import seqeval.metrics
 import torch
 import torch.nn.functional as F
 import transformers
 from safetensors.torch import save_file
-from sklearn.metrics import roc_auc_score
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
@@ -276,6 +274,7 @@ def train(model, table, loss_of, recipe, seed):
 
 def tag_score(model, table, tags, device):
     """Micro F1 in percent of a recogniser on a tagged table (seqeval, conlleval reading)."""
+    import seqeval.metrics  # late: it takes seconds, and stage 3 does without
     best = over_words(model, table, device).argmax(-1)                      # (N_words,)
     gold, predicted = [], []
     for start, classes in zip(table["start"], table["tags"]):
@@ -332,6 +331,7 @@ def evaluator_loss(model, batch, generator):
 def pair_score(model, table, tags, device):
     """How well an evaluator tells balanced pairs apart: area under the ROC curve in percent (50 is
     guessing); again for pairs of two entity words, which "entity or not" does not solve."""
+    from sklearn.metrics import roc_auc_score  # late, as seqeval
     vectors = over_words(model, table, device, vectors=True).float()        # (N_words, H)
     classes = torch.tensor(list(itertools.chain(*table["tags"])))
     i, j = draw_pairs(classes, torch.Generator().manual_seed(0))
