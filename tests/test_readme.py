@@ -38,3 +38,30 @@ def test_the_toy_gives_the_readmes_numbers_within_ten_points(tmp_path):
     for name, (qac, qbc, _) in readme_table().items():
         assert abs(means.qac[name] - qac) <= 10 and abs(means.qbc[name] - qbc) <= 10, name
     assert means.loc["mtmt"].mean() > means.loc["direct-qaa"].mean()
+
+
+# ------------------------------------------------------------------------ twelve African languages
+
+AFRICAN = ROOT / "notebooks/african"
+AFRICAN_ROW = re.compile(r"\| `([\w-]+)` \| ([\d.]+) \| ([\d.]+) \| ([^|]*) \| ([^|]*) \|")
+SEEN = {"ibo", "kin", "pcm", "sna", "xho"}  # looked at before the run
+
+
+def test_the_readmes_african_table_is_that_of_the_files_beside_notebook_5():
+    found = AFRICAN_ROW.findall((ROOT / "README.md").read_text())
+    assert {"direct-en", "direct-pooled", "self-pooled", "mtmt-pooled"} <= {row[0] for row in found}
+    results = pd.read_csv(AFRICAN / "results.csv")
+    runs = results.drop_duplicates(["target", "method", "seed"])  # the first row is the average
+    means = runs.groupby(["method", "target"])["f1"].mean().unstack()
+    comparisons = pd.read_csv(AFRICAN / "comparisons.csv")
+    comparisons = comparisons[comparisons.target == "mean-fixed"]
+    gains = comparisons.set_index(["method", "baseline"])
+    for system, twelve, seven, *over in found:
+        assert f"{means.loc[system].mean():.1f}" == twelve, system
+        new = means.columns.difference(SEEN)
+        assert len(new) == 7 and f"{means.loc[system, new].mean():.1f}" == seven, system
+        for baseline, cell in zip(("direct-en", "direct-pooled"), over):
+            if cell.strip():
+                row = gains.loc[system, baseline]
+                interval = f"{row.delta_f1:+.1f} [{row.ci_low:+.1f}, {row.ci_high:+.1f}]"
+                assert cell.strip() == interval, (system, baseline)
