@@ -62,8 +62,8 @@ def test_nothing_unpickles_or_runs_remote_code():
 
 def readme_commands():
     """[(script, flags)] of every command in the README that runs a stage."""
-    text, found = (ROOT / "README.md").read_text(), []
-    for script, flags in re.findall(r"python (0\d_\w+)\.py([^\n`&|#]*)", text):
+    text, found = (ROOT / "README.md").read_text().replace("\\\n", " "), []
+    for script, flags in re.findall(r"python (0\d_\w+)\.py([^\n`&|#\"]*)", text):
         words = shlex.split(flags.replace("…", "").replace("...", ""))
         found.append((script, [word for word in words if word != ")"]))
     return found
