@@ -407,8 +407,8 @@ def draw_gains(results, comparisons, baselines, path=None):
     panels = list(dict.fromkeys(gains.target))
     methods = gains.groupby("method")["delta_f1"].mean().sort_values().index.tolist()
     f1 = micro(results).groupby(["target", "method"])["f1"].mean()
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
+    columns = min(3, len(panels)) or 1  # direct transfer alone has no gains
+    rows = -(-len(panels) // columns) or 1
     size = 1.3 + 1.8 * columns, rows * (0.8 + 0.27 * len(methods))
     figure = Figure(size, 120, layout="constrained")
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False)

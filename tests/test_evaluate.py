@@ -394,3 +394,13 @@ def test_the_figure_shows_every_target_and_the_mean_with_its_zero_line(toy):
     for axis in figure.axes[:3]:
         assert any(set(line.get_xdata()) == {0} for line in axis.lines)
     assert "F1" in figure.get_supxlabel()
+
+
+def test_direct_transfer_alone_has_a_table_and_an_empty_figure(tmp_path):
+    results = pd.DataFrame([a_result("direct-en", 0, 40.0)])
+    table = evaluate.compare({"xx": {"direct-en": {0: a_run(4)}}}, {"xx": BASELINES})
+    assert table.empty
+    text = evaluate.summary(results, table, {"xx": BASELINES}, {"synthetic": False}, "m", {"xx": 50})
+    assert "40.0" in text
+    evaluate.draw_gains(results, table, {"xx": BASELINES}, tmp_path / "gains.png")
+    assert (tmp_path / "gains.png").stat().st_size > 0
