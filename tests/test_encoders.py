@@ -203,7 +203,11 @@ def test_a_reloaded_student_gives_the_tags_of_stage_4(run, method):
     assert torch.allclose(found, cached, atol=4e-3, rtol=4e-3) and cached.std(0).max() > 0.1
     tags = [model.config.id2label[k] for k in found.argmax(-1).tolist()]
     lines = (run / f"results/predictions/qac/{method}-s0.txt").read_text().split("\n")
-    assert tags == [line.split("\t")[1] for line in lines if line]
+    written = [line.split("\t")[1] for line in lines if line]
+    best = found.topk(2).values
+    near = best[:, 0] - best[:, 1] < 0.02  # a cache rounds to fp16: two tags may be equal in it
+    assert len(tags) == len(written) and near.float().mean() < 0.1
+    assert [x for x, y in zip(tags, near) if not y] == [x for x, y in zip(written, near) if not y]
 
 
 def test_words_inside_a_sentence_are_tokenised_as_in_running_text(run):
