@@ -11,8 +11,8 @@ Writes  artifacts/data/config.json                  what later stages need to kn
         artifacts/gold/<lang>/{train,test}          the targets' tags, for stage 4
         artifacts/encoder/, artifacts/report.csv    the toy's encoder; what was odd in the text
 
-The last two sections serve all stages: how a mistake is told, how a piece of artifacts/ is made and
-read. At a first reading take what is not defined above its use for what its name says.
+The last two sections serve all stages: error messages, and how a piece of artifacts/ is made and
+read. Names used above their definition (make, explained, UserError) are from there.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # or it keeps every shape it met
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")  # or it keeps every shape it met
 
 import datasets
 import huggingface_hub
@@ -71,10 +71,10 @@ TINY_VOCABULARY, TINY_EPOCHS, TINY_LR = 2000, 5, 1e-3  # enough for the toy, in 
 def parse_args(argv=None):
     p = Parser(description=__doc__.splitlines()[0])
     where = p.add_mutually_exclusive_group()
-    where.add_argument("--preset", choices=PRESETS, help="default: toy, offline; others load")
+    where.add_argument("--preset", choices=PRESETS, help="default: toy (offline); others download")
     where.add_argument("--data-dir", type=Path, help="DIR/<lang>/{train,dev,test}.txt")
     p.add_argument("--sources", nargs="+", metavar="LANG", help="languages with labels")
-    p.add_argument("--targets", nargs="+", metavar="LANG", help="without; may repeat a source")
+    p.add_argument("--targets", nargs="+", metavar="LANG", help="languages to tag; sources may be")
     p.add_argument("--types", nargs="+", metavar="TYPE", help="default: those that sources share")
     p.add_argument("--limit", type=at_least(1), help="first N sentences of every split")
     p.add_argument("--encoder", help=f"folder or hub name; default {MBERT}, for the toy 'scratch'")
@@ -170,7 +170,7 @@ UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u34
 def read_text(path):
     """The lines of a UTF-8 file, and a Counter of byte order marks and foreign line ends."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file; only a target may have raw text, text.txt, instead")
+        raise UserError(f"{path}: no such file (text.txt serves only a target that is no source)")
     try:
         text = (raw := path.read_bytes()).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -524,13 +524,14 @@ def write_tables(args, encoder, corpora, sources, targets, tags):
     if args.encoder != "scratch":
         uses, how = [], how | {"encoder": [encoder, encoder_files(encoder)]}
 
-    def write(name, splits, tag_ids=None):
+    def write(name, splits, tag_ids=None, below=()):
         def build(folder):
             with explained(f"--encoder {encoder}: it cannot tokenise {name}", ENCODER_REMEDY):
                 tables = [encode(x, tokenizer, args.max_length, tag_ids) for x in splits.values()]
             datasets.DatasetDict(zip(splits, tables)).save_to_disk(folder)
 
-        make(args, name, build, uses, text=fingerprint(splits), tags=tag_ids, **how)
+        text = fingerprint(splits)
+        make(args, name, build, [*uses, *below], text=text, tags=tag_ids, **how)
 
     for lang in sources:
         splits = {split: corpora[lang, split][0] for split in ("train", "dev")}
@@ -540,7 +541,7 @@ def write_tables(args, encoder, corpora, sources, targets, tags):
         blind = {split: [(words, None) for words, _ in x] for split, x in tagged.items()}
         write(f"data/targets/{lang}", blind)
         if gold := {split: x for split, x in tagged.items() if x[0][1] is not None}:
-            write(f"gold/{lang}", gold, tag_ids)
+            write(f"gold/{lang}", gold, tag_ids, [f"data/targets/{lang}"])  # stale without it
     config = {"id": "", "pieces": {}, "sources": sources, "targets": targets, "tags": tags}
     config |= {"preset": args.preset, "synthetic": args.preset == "toy"}
     config["types_from"] = "--types" if args.types else [f"train tags of {s}" for s in sources]
@@ -574,7 +575,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_common_flags(parser):
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="shared folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace what other inputs made")
+    parser.add_argument("--overwrite", action="store_true", help="remake what other inputs made")
     mps = torch.backends.mps.is_available()
     there = ["cuda"] * torch.cuda.is_available() + ["cpu"] + ["mps"] * mps
     parser.add_argument("--device", choices=there, default=there[0], help="mps: other losses")
@@ -605,7 +606,7 @@ def run(main, parse_args):
         message = "out of GPU memory: lower --batch-size and run again"
     except (UserError, OSError, SafetensorError) as error:
         ours = isinstance(error, UserError)
-        message = error if ours else f"{error}: free some space, or choose another --artifacts"
+        message = error if ours else f"{error}: free some space, change --artifacts, or go online"
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(2)
 
@@ -661,9 +662,9 @@ def make(args, name, build, uses=(), replace=False, **settings):
     print(f"  wrote {name}  ({time.time() - begun:.0f} s)")
 
 
-def read_piece(artifacts, name, strict=True):
-    """config.json of a piece that is whole and not stale: those below it, as far as they are still
-    there, are those that it was made from. If it is not, the remedy is told; or an id of None."""
+def read_piece(artifacts, name):
+    """config.json of a piece that is whole and not stale: each piece it was made from has the id it
+    had then, if it is there still. Else an error that names the lowest that is not."""
     stage = "02_teachers" if re.match("teachers|weights|logits", name) else "01_data"
     if re.match(r"students|logits/[^/]+/(ensemble|vote|bea)-", name):
         stage = "03_distill"
@@ -671,16 +672,16 @@ def read_piece(artifacts, name, strict=True):
         record, problem = json.loads((artifacts / name / "config.json").read_text()), ""
         for below, known in record["pieces"].items():
             is_there = (artifacts / below / "config.json").exists()
-            if is_there and read_piece(artifacts, below, strict=False)["id"] != known:
+            if is_there and read_piece(artifacts, below)["id"] != known:
                 problem = f"made from another {below} than there is now"
     except FileNotFoundError:
         problem = "missing or incomplete"
     except (ValueError, KeyError, TypeError):
         problem = "config.json damaged"
-    if problem and strict:
-        remedy = f"run python {stage}.py first, with its flags, and --overwrite if it is there"
+    if problem:
+        remedy = f"run python {stage}.py first, with its flags; --overwrite or remove what is there"
         raise UserError(f"{artifacts / name}: {problem}: {remedy}")
-    return {"id": None} if problem else record
+    return record
 
 
 def encoder_files(encoder):

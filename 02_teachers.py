@@ -1,9 +1,7 @@
-"""Stage 2: train teachers for every source, weigh the sources for every target, and cache what the
-teachers say of every word of its text.
+"""Stage 2: train each source's teachers, weigh the sources, cache what is said of the targets.
 
     python 02_teachers.py                       everything that is missing
     python 02_teachers.py --scaled              also every source's evaluator that knows types
-    python 02_teachers.py --sources en          one source's teachers and caches: a job of an array
     python 02_teachers.py --teacher x=PATH      also what a tagger or tagged files of others say
 
 Reads   artifacts/data; artifacts/gold under --oracle alone, for `supervised`
@@ -48,7 +46,7 @@ SIMILARITY = {"rank": 64, "epochs": 10, "ridge": 0.01}  # TSL, Sec. 3.3
 
 def parse_args(argv=None):
     p = data.Parser(description=__doc__.splitlines()[0])
-    p.add_argument("--sources", nargs="+", metavar="LANG", help="train these teachers only")
+    p.add_argument("--sources", nargs="+", metavar="LANG", help="only theirs: no weights or pooled")
     p.add_argument("--targets", nargs="+", metavar="LANG", help="fill these targets' caches only")
     p.add_argument("--scaled", action="store_true", help="also evaluators that learn a scale")
     p.add_argument("--oracle", action="store_true", help="train `supervised` on the targets' gold")
@@ -290,9 +288,8 @@ def tag_score(model, table, tags, device):
 def draw_pairs(classes, generator, class_first=False):
     """Pairs of words: each word with one of its own class and one of another class, if there is.
     The other class is drawn first, each as likely as the next: among words drawn alike nearly all
-    would be O. With class_first the M first words are drawn so, too; else each word is one.
-    classes (M,)  ->  i, j (P,), P <= 2 M
-    """
+    would be O. With class_first the M words i are drawn this way, too; else i is each once.
+    classes (M,)  ->  i, j (P,), P <= 2 M"""
     M, device = len(classes), classes.device
     order = torch.argsort(classes, stable=True)                             # grouped by class
     place = torch.argsort(order)                                            # of each word in order
@@ -304,7 +301,7 @@ def draw_pairs(classes, generator, class_first=False):
         drawn = (dice[3] * G).long()                                        # (M,) classes
         words = order[begin[drawn] + (dice[4] * size[drawn]).long()]
     own = group[words]
-    further = 1 + (dice[0] * (size[own] - 1)).long()                        # round and round
+    further = 1 + (dice[0] * (size[own] - 1)).long()                        # 1 to size - 1
     equal = begin[own] + (place[words] - begin[own] + further) % size[own]
     past = 1 + (dice[1] * (G - 1)).long()
     other = (own + past) % max(G, 1)                                        # never its own
@@ -368,7 +365,7 @@ def sentence_features(encoder, table, device):
         row = batch["sentence"].cpu()  # a long sentence has several rows
         sums.index_add_(0, row, g.float().cpu())
         counts.index_add_(0, row, torch.ones(len(g), 1))
-    return sums / counts.clamp_min(1)
+    return sums / counts
 
 
 class LanguageSimilarity(torch.nn.Module):
@@ -481,6 +478,7 @@ def train_teacher(args, config, name, seed, uses):
 def cache(args, config, target, name, teacher=None):
     """Run a teacher once over every word of a target: logits/<target>/<name>."""
     teacher = f"teachers/{teacher or name}"
+    taught = data.read_piece(args.artifacts, teacher)
 
     def build(folder):
         model = load_tagger(args.artifacts / teacher, config["tags"], 0, args.device)
@@ -490,15 +488,15 @@ def cache(args, config, target, name, teacher=None):
             table = load_table(args.artifacts, f"data/targets/{target}/{split}")
             rows = over_words(model, table, args.device, vectors=evaluates)
             save_file({kind: rows}, folder / f"{split}.safetensors")
-        kappa = data.read_piece(args.artifacts, teacher)["facts"]["kappa"]
-        return {"tags": config["tags"], "kappa": kappa}
+        return {"tags": config["tags"], "kappa": taught["facts"]["kappa"]}
 
-    data.make(args, f"logits/{target}/{name}", build, [teacher, f"data/targets/{target}"])
+    uses = [teacher, f"data/targets/{target}"]
+    data.make(args, f"logits/{target}/{name}", build, uses, **taught["settings"])
 
 
 def external_says(path, target, split, sentences, device):
-    """What a teacher that was not trained here says of sentences: its labels, and the probability
-    of each for every word, (N_words, labels). A checkpoint reads them by its own tokenizer."""
+    """Labels of a teacher from elsewhere, and the probability of each for every word of sentences,
+    (N_words, labels). A checkpoint reads by its own tokenizer."""
     file = Path(path, target, f"{split}.txt")
     if file.parent.is_dir():
         tagged, _ = data.read_conll(file)
@@ -508,9 +506,9 @@ def external_says(path, target, split, sentences, device):
                 what = f"sentence {number} is not the target's, word by word, or has no tags"
                 raise data.UserError(f"{file}: {what}: tag {target}'s {split} text as it is")
         said = [tag for _, tags in tagged for tag in data.to_iob2(tags)]
-        says = pd.get_dummies(said, dtype=float)                            # (N_words, labels)
-        return says.columns, torch.tensor(says.values).float()
-    with data.explained(f"--teacher {path}: no tagger", "name its folder, or its name on the hub"):
+        says = pd.get_dummies(said, dtype="float32")                            # (N_words, labels)
+        return says.columns, torch.tensor(says.values)
+    with data.explained(f"--teacher {path}: no folder {target}, no tagger", "give either of them"):
         model = TAGGER.from_pretrained(path, dtype=torch.float32).to(device)
     rows = [(words, None) for words in sentences]
     table = data.encode(rows, data.load_tokenizer(path), 128)
@@ -538,7 +536,7 @@ def cache_external(args, config, target, name, path):
             save_file({"logits": rows}, folder / f"{split}.safetensors")
         return {"tags": tags, "kappa": 1.0}
 
-    texts = [file.read_text() for file in Path(path, target).glob("*.txt")]
+    texts = [data.read_text(file)[0] for file in sorted(Path(path, target).glob("*.txt"))]
     made_from = {"path": path, "files": data.encoder_files(path), "text": data.fingerprint(texts)}
     for seed in args.seeds:
         piece = f"logits/{target}/external-{name}-s{seed}"
@@ -556,10 +554,11 @@ def main(args):
         for target in targets:
             if target != source:
                 cache(args, config, target, name)
+    taken = [*config["sources"], "pooled", "avg", "sim", "kl", "balanced"]  # direct-, tsl-...
     for teacher, target in itertools.product(args.teacher, targets):
         name, _, path = teacher.partition("=")
-        if not path or not name.isidentifier() or name in config["sources"]:
-            raise data.UserError(f"--teacher {teacher}: give NAME=PATH, a name that no source has")
+        if not path or not name.isidentifier() or name in taken:
+            raise data.UserError(f"--teacher {teacher}: give NAME=PATH, a name not yet taken")
         cache_external(args, config, target, name, path)
     if args.sources or not sources:
         return print("stage 2: done with these; without --sources it makes what is left")
@@ -570,7 +569,8 @@ def main(args):
         for kind in ("pooled", "scaled-pooled"):
             train_teacher(args, config, f"{kind}{without}-s{seed}", seed, others)
             cache(args, config, target, f"{kind}-s{seed}", f"{kind}{without}-s{seed}")
-        if args.oracle:
+        gold = args.artifacts / f"gold/{target}/train"
+        if args.oracle and gold.exists():
             train_teacher(args, config, f"supervised-{target}-s{seed}", seed, [f"gold/{target}"])
             cache(args, config, target, f"supervised-s{seed}", f"supervised-{target}-s{seed}")
     print(f"stage 2 done: {len(sources)} pairs of teachers a seed, {len(targets)} targets")

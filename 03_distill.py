@@ -34,9 +34,9 @@ class Method:
     """What a student learns from, and by which terms of Eq. (9). The defaults are TSL."""
 
     weights: str = "similarity"  # of the sources: by similarity, Eq. (4), or uniform
-    teachers: str = "sources"    # or the pooled ones, or both; from pooled ones the student starts
+    teachers: str = "sources"    # or pooled, or both; then the student starts from the pooled one
     loss: str = "squared"        # Eq. (6): squared error, or kl at temperature tau
-    tau: float = 2.0             # temperature of kl; (8) is meant for p without one
+    tau: float = 2.0             # temperature of kl; alpha and gamma (8) are meant for tau = 1
     pairs: bool = False          # pairs of words: Eq. (9); without them Eq. (6) alone
     scaled: bool = False         # with pairs: kappa, both words drawn class first, r = p_i . p_j
     balanced: bool = True        # with pairs: (6) over their words, as in (9), or over all words
@@ -84,7 +84,7 @@ def resolve(name, target, sources, external=()):
     """A method and the sources and external teachers that it has; no source teaches itself."""
     family, _, one = name.partition("-")
     if name in METHODS:
-        return METHODS[name], [s for s in sources if s != target], list(external)
+        return METHODS[name], [s for s in sources if s != target], external
     if family == "tsl" and one in external:
         return TSL, [], [one]
     if family in ("tsl", "mtmt") and one in sources:
@@ -126,14 +126,16 @@ def vote(teacher_logits, weights):
     return F.one_hot(best, C).float()
 
 
-def bea(said, C, a=1.0, b=1.0, steps=50):
+def bea(teacher_logits, weights=None, a=1.0, b=1.0, steps=50):
     """Bayesian ensemble aggregation, token level (Rahimi et al. 2019): Dawid-Skene, mean field.
 
     Letters as in the paper, so k is a tag here and j a teacher: pi are the tags' frequencies,
-    V^j_kl = p(teacher j says l | the tag is k), b and a their Dirichlet pseudo-counts.
-    said (K, N) int, each teacher's tag of each word  ->  r (N, C), the posterior of the true tag
+    V^j_kl = p(teacher j says l | the tag is k), b and a their Dirichlet pseudo-counts. What a
+    teacher says is its best tag; how far to trust it is learnt here, so weights are not used.
+    teacher_logits (K, N, C)  ->  r (N, C), the posterior of the true tag
     """
-    y = F.one_hot(said, C).double()                                         # (K, N, C)
+    C = teacher_logits.shape[-1]
+    y = F.one_hot(teacher_logits.argmax(-1), C).double()                    # (K, N, C)
     r = y.mean(0)                                                           # start from the vote
     for _ in range(steps):
         total = torch.tensor(C * b + len(r))
@@ -178,10 +180,13 @@ def find_teachers(args, target, method, sources, external, seed):
     if method.teachers == "pooled":
         return pooled, one, [f"logits/{target}/scaled-pooled-s{seed}"], one, []
     K, E, uses = len(sources), len(external), []
-    w = torch.full((K,), 1 / max(1, K))
+    w = torch.ones(K) / K
     if method.weights == "similarity" and K > 1:
         uses = [f"weights/{target}"]
-        data.read_piece(args.artifacts, uses[0])
+        had = data.read_piece(args.artifacts, uses[0])["settings"]["sources"]
+        if had != sources:
+            what = f"{uses[0]}: of sources {' '.join(had)}"
+            raise data.UserError(f"{what}: run python 02_teachers.py --overwrite")
         a = open_rows(args.artifacts / uses[0] / "sentences.safetensors", "a")[:]
         w = a.mean(0)                                                       # w of Eq. (4)
     weights = torch.cat([K * w, torch.ones(E)]) / (K + E)
@@ -251,7 +256,7 @@ def gamma(p_i, p_j, t, scaled=False):
 
 
 def student_loss(student_logits, h, p, evaluators, method, generator):
-    """Eq. (9); without pairs, and in place of its first two terms if not balanced, the mean of (6).
+    """Eq. (9); without pairs the mean of (6), which is also the first part of (9) if not balanced.
 
     student_logits (M, C) and states h (M, H) of the student; p (M, C) of the recognisers; of the
     evaluators vectors (K, M, H), weights (K,), kappas (K,)  ->  scalar, {term: scalar} for the log
@@ -290,7 +295,8 @@ def read_rows(caches, batch):
     """What K caches have of a batch's words: (K, M, C or H)"""
     said = []
     for rows in caches:
-        said.append(torch.cat([rows[start:stop] for start, stop in batch["spans"]]))
+        parts = [rows[start:stop] for start, stop in batch["spans"]]
+        said.append(torch.cat(parts))
     return torch.stack(said).to(batch["f"].device)
 
 
@@ -322,8 +328,9 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
             h, student_logits = teachers.read_words(student, batch)         # (M, H), (M, C)
         loss, terms = student_loss(student_logits, h, p, said, method, generator)
         step(loss)
+        row = log[epoch]
         for name, value in terms.items():
-            log[epoch][name] = log[epoch].get(name, 0) + value.detach() / steps
+            row[name] = row.get(name, 0) + value.detach() / steps
     return [{name: float(value) for name, value in row.items()} for row in log]
 
 
@@ -346,16 +353,12 @@ def combine(args, config, target, seed):
     if not recognisers:
         raise data.UserError(f"{target} has no teachers: run 02_teachers.py --teacher NAME=PATH")
     read_facts(args, config, recognisers)
-    for name in ("ensemble", "vote", "bea"):
+    for name, way in {"ensemble": mixture, "vote": vote, "bea": bea}.items():
 
         def build(folder):
             files = [args.artifacts / cache / "test.safetensors" for cache in recognisers]
             logits = torch.stack([open_rows(file, "logits")[:] for file in files])
-            if name == "bea":
-                p = bea(logits.argmax(-1), len(config["tags"]))
-            else:
-                p = (vote if name == "vote" else mixture)(logits, weights)  # (N_words, C)
-            log_p = p.clamp_min(1e-6).log()
+            log_p = way(logits, weights).clamp_min(1e-6).log()              # (N_words, C)
             save_file({"logits": log_p.half()}, folder / "test.safetensors")
 
         data.make(args, f"logits/{target}/{name}-s{seed}", build, recognisers + uses)
@@ -380,9 +383,9 @@ def distil(args, config, target, name, seed):
     kappas = torch.tensor([said["kappa"] for said in facts])
     text, start, recipes = f"data/targets/{target}", config["encoder"], RECIPES
     if method.teachers != "sources":
-        without = f"-without-{target}" if target in config["sources"] else ""
-        uses, recipes = [*uses, f"teachers/pooled{without}-s{seed}"], STARTED
-        start = args.artifacts / uses[-1]
+        below = data.read_piece(args.artifacts, recognisers[-1])["pieces"]  # of the pooled cache
+        pooled = next(name for name in below if name.startswith("teachers/"))
+        start, uses, recipes = args.artifacts / pooled, [*uses, pooled], STARTED
     recipe = teachers.choose_recipe(recipes, config["encoder"], args)
 
     def build(folder):
@@ -400,14 +403,14 @@ def distil(args, config, target, name, seed):
         if not args.logits_only:
             student.save_pretrained(folder)
             data.load_tokenizer(config["encoder"]).save_pretrained(folder)
-        terms = ", ".join(f"{term} {value:.4f}" for term, value in log[-1].items())
-        print(f"        {target} {name}-s{seed}: {terms}")
+        print(f"        {name}-s{seed}: loss {log[0]['loss']:.4f} to {log[-1]['loss']:.4f}")
 
     # A record keeps what differs from the defaults: a new field leaves old students valid.
     differs = {key: x for key, x in asdict(method).items() if x != getattr(Method, key)}
     uses = [text, *recognisers, *evaluators, *uses]
     piece = f"students/{target}/{name}-s{seed}"
-    data.make(args, piece, build, uses, seed=seed, method=differs, **recipe)
+    bare = not args.logits_only and not (args.artifacts / piece / "model.safetensors").exists()
+    data.make(args, piece, build, uses, replace=bare, seed=seed, method=differs, **recipe)
 
 
 def main(args):

@@ -9,7 +9,7 @@ Reads   artifacts/{gold,data/targets,logits,students,weights}
 Writes  artifacts/results/results.csv      precision, recall, F1 by target, method, seed and type
         artifacts/results/comparisons.csv  F1 differences, their 95 % intervals and p
         artifacts/results/results.md       tables, the answer in words, what to trust without labels
-        artifacts/results/{figures/gains.png,predictions/}   tags by --predictions or without gold
+        artifacts/results/{figures/gains.png,predictions/}  every system's tags as CoNLL files
 
 N sentences, S seeds (whole runs), R bootstrap resamples.
 """
@@ -33,7 +33,7 @@ teachers = importlib.import_module("02_teachers")  # opens what stage 1 left
 RESAMPLES = 1000
 MARGIN = 1.5  # F1: a difference counts as none if its whole interval lies within it
 FAILED = 1.0  # F1 in percent under which a seed is flagged as collapsed
-IS_TEACHER = re.compile("direct-(?!pooled)")
+IS_TEACHER = "direct-(?!pooled)"
 COMBINED = ("ensemble", "vote", "bea")  # the teachers without a student
 BASELINES = ("direct-pooled", "ensemble", "tsl-sim", "mtmt", "self-pooled")
 PRIMARY = [  # contrasts named beforehand, whose p is adjusted for their number
@@ -63,7 +63,6 @@ def parse_args(argv=None):
     p.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="shared folder")
     p.add_argument("--strict", action="store_true", help="strict IOB2; default: as conlleval reads")
     p.add_argument("--oracle", action="store_true", help="`supervised`, `oracle-best-source`, too")
-    p.add_argument("--predictions", action="store_true", help="write every system's tags, too")
     p.add_argument("--score", nargs=2, type=Path, metavar=("GOLD", "PREDICTION"))
     return p.parse_args(argv)
 
@@ -80,12 +79,11 @@ def entities(sentences, strict):
 
 def count(gold, predicted, types):
     """Correct, predicted and gold entities of every sentence and type: (N, len(types), 3) int."""
-    table = np.zeros((len(gold), len(types), 3), dtype=np.int64)
-    column = {kind: number for number, kind in enumerate(types)}
+    table = np.zeros((len(gold), len(types), 3), dtype=int)
     for row, g, p in zip(table, gold, predicted):
         for which, spans in enumerate((g & p, p, g)):
             for kind, _, _ in spans:
-                row[column[kind], which] += 1
+                row[types.index(kind), which] += 1
     return table
 
 
@@ -100,8 +98,7 @@ def prf(counts):
 
 def score_files(gold_path, predicted_path, strict):
     """Print seqeval's scores of one CoNLL file against another of the same text."""
-    gold, _ = data.read_conll(gold_path)
-    predicted, _ = data.read_conll(predicted_path)
+    gold, predicted = (data.read_conll(path)[0] for path in (gold_path, predicted_path))
     sides, differ = [], 0
     pairs = itertools.zip_longest(gold, predicted, fillvalue=([], []))
     for number, ((g, _), (p, _)) in enumerate(pairs, start=1):
@@ -129,12 +126,12 @@ def score_files(gold_path, predicted_path, strict):
 # ------------------------------------------------------------------------ systems
 
 def find_systems(artifacts, target, config, oracle):
-    """{(method, seed): name of the piece with its test logits} of a target, baselines first."""
-    direct = {f"recogniser-{source}": f"direct-{source}" for source in config["sources"]}
-    known = direct | {"pooled": "direct-pooled"} | {name: name for name in COMBINED}
+    """{(method, seed): name of the piece with its test logits} of a target."""
+    known = {f"recogniser-{source}": f"direct-{source}" for source in config["sources"]}
+    known |= {"pooled": "direct-pooled"} | {name: name for name in COMBINED}
     if oracle:
         known["supervised"] = "supervised"
-    systems, order = {}, [*direct.values(), *COLOURS, *COMBINED]
+    systems = {}
     for where in ("logits", "students"):
         for folder in sorted((artifacts / where / target).glob("[!.]*-s*")):
             name, _, seed = folder.name.rpartition("-s")
@@ -143,8 +140,7 @@ def find_systems(artifacts, target, config, oracle):
                 method = name.replace("external", "direct", 1)
             if method and seed.isdigit():
                 systems[method, int(seed)] = f"{where}/{target}/{folder.name}"
-    place = lambda system: order.index(system[0]) if system[0] in order else len(order)
-    return {system: systems[system] for system in sorted(systems, key=place)}
+    return systems
 
 
 def read_target(args, target, config, recipes):
@@ -159,11 +155,11 @@ def read_target(args, target, config, recipes):
     if (args.artifacts / f"gold/{target}/test").exists():
         data.read_piece(args.artifacts, f"gold/{target}")
         table = teachers.load_table(args.artifacts, f"gold/{target}/test")
-        if teachers.sentences_of(table, "words") != words:
-            raise data.UserError(f"gold/{target} is of another text: run stage 1 with --overwrite")
         gold = by_sentence([*itertools.chain(*table["tags"])])
     predicted = {}
     systems = find_systems(args.artifacts, target, config, args.oracle)
+    if not systems:
+        raise data.UserError(f"logits/{target}: nothing there: run python 02_teachers.py first")
     for (method, seed), name in systems.items():
         settings = data.read_piece(args.artifacts, name)["settings"] | {"seed": ""}
         if recipes.setdefault(method, settings) != settings and "/external-" not in name:
@@ -178,15 +174,16 @@ def read_target(args, target, config, recipes):
 def baselines_of(args, config, target, methods):
     """{name: method} to compare with: direct transfer, the best source by weight, and others."""
     direct = [f"direct-{source}" for source in config["sources"] if source != target]
-    direct = direct or [*filter(IS_TEACHER.match, methods), "direct-NAME"]
+    direct = direct or [x for x in methods if re.match(IS_TEACHER, x)] or ["direct-NAME"]
     baselines = {"direct": "direct-en" if "direct-en" in direct else direct[0]}
     if baselines["direct"] not in methods:
         missing = f"{args.artifacts}/logits/{target}: no {baselines['direct']}"
         raise data.UserError(f"{missing}: run python 02_teachers.py first")
-    path = args.artifacts / f"weights/{target}/sentences.safetensors"
-    if path.exists():
-        best = load_file(path)["a"].mean(0).argmax().item()
-        baselines["best-by-weight"] = direct[best]
+    weights = f"weights/{target}"
+    if (args.artifacts / weights).exists():
+        known = data.read_piece(args.artifacts, weights)["settings"]["sources"]
+        a = load_file(args.artifacts / weights / "sentences.safetensors")["a"]
+        baselines["best-by-weight"] = f"direct-{known[a.mean(0).argmax()]}"
     return baselines | {name: name for name in BASELINES}
 
 
@@ -201,12 +198,12 @@ def resampled_f1(counts, draws):
 def draw(n, seed, resamples=RESAMPLES):
     """How often each of n things is drawn in each resample: (R, n)"""
     rng = np.random.default_rng(seed)
-    return rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
+    return rng.multinomial(n, [1 / n] * n, resamples).astype(float)
 
 
 def resample(values, seed):
     """Bootstrap means of a few values in every resample: (R, n)  ->  (R,), NaN for n < 2. A plain
-    one is too narrow by sqrt(n / (n - 1)): deviations of what was drawn count so many times.
+    one is too narrow: here deviations from the mean are stretched by sqrt(n / (n - 1)).
     """
     n, mean = values.shape[1], values.mean(1)
     if n < 2:
@@ -235,41 +232,43 @@ def holm(p):
     return adjusted
 
 
-def compare(counts, baselines):
+def compare(counts, baselines, pretend=()):
     """Rows of comparisons.csv: a bootstrap over whole runs, paired by seed, and over sentences.
 
     counts: {target: {method: {seed: (N, types, 3)}}}, baselines: {target: {role: method}}. Means
-    over targets have two rows, for these targets (mean-fixed) and targets drawn (mean-resampled).
-    A column more: role, by which direct transfer is known under any name."""
+    over targets that are not pretended, of the same runs each, have two rows: for these targets
+    (mean-fixed) and targets drawn (mean-resampled). A column more: baseline's role."""
     rows, contrasts = [], {}
     for target, systems in counts.items():
         f1 = {}
         for method, runs in systems.items():
             stacked = np.stack([table.sum(1) for table in runs.values()])   # (S, N, 3)
-            n = stacked.shape[1]
-            as_it_is, drawn = np.ones((1, n)), draw(n, zlib.crc32(target.encode()))
-            draws = np.concatenate([as_it_is, drawn])                       # (1 + R, N)
-            f1[method] = dict(zip(runs, resampled_f1(stacked, draws).T))
+            N = stacked.shape[1]
+            drawn = draw(N, zlib.crc32(target.encode()))                    # (R, N)
+            draws = np.vstack([np.ones(N), drawn])                          # as they are, too
+            f1[method] = pd.DataFrame(resampled_f1(stacked, draws), columns=[*runs])
         for method, (role, base) in itertools.product(f1, baselines[target].items()):
-            seeds = sorted(f1[method].keys() & f1.get(base, {}).keys())
-            if not seeds or method == base or is_oracle(method):
+            if base not in f1 or method == base or is_oracle(method):
                 continue
-            d = np.stack([f1[method][s] - f1[base][s] for s in seeds], axis=1)  # (1 + R, S)
-            deltas = resample(d[1:], seed=0)
-            if n == 1:  # one sentence has no interval
-                deltas = np.full(RESAMPLES, np.nan)
+            d = (f1[method] - f1[base]).dropna(axis=1)                      # (1 + R, S of both)
+            if d.empty:
+                continue
+            delta = d.loc[0].mean()
+            deltas = resample(d[1:].to_numpy(), 0)
+            if N == 1:  # one sentence has no interval
+                deltas *= np.nan
             shown = base if role == "direct" else role
-            rows.append([target, method, shown, d[0].mean(), *interval(deltas), role])
-            contrasts.setdefault((method, role), []).append((d[0].mean(), deltas))
-    directs = {roles["direct"] for roles in baselines.values()}
+            rows.append([target, method, shown, delta, *interval(deltas), role])
+            if target not in pretend:
+                contrasts.setdefault((method, role), []).append((delta, deltas, tuple(d), shown))
     for (method, role), found in contrasts.items():
-        if len(found) == len(counts) > 1:
-            shown = [*directs][0] if role == "direct" and len(directs) == 1 else role
-            delta = np.mean([delta for delta, _ in found])
-            by_target = np.stack([deltas for _, deltas in found], axis=1)   # (R, targets)
+        delta, deltas, seeds, shown = zip(*found)
+        if len({*seeds}) == 1 and len(found) == len(counts.keys() - pretend) > 1:
+            base = shown[0] if len({*shown}) == 1 else role
+            by_target = np.stack(deltas, axis=1)                            # (R, targets)
             means = {"mean-fixed": by_target.mean(1), "mean-resampled": resample(by_target, 1)}
-            for target, deltas in means.items():
-                rows.append([target, method, shown, delta, *interval(deltas), role])
+            for target, mean in means.items():
+                rows.append([target, method, base, np.mean(delta), *interval(mean), role])
     table = pd.DataFrame(rows, columns=[*COMPARISONS, "role"])
     for _, group in table[is_primary(table) & table.p.notna()].groupby("target"):
         table.loc[group.index, "p"] = holm(group.p.tolist())
@@ -291,8 +290,7 @@ def score(target, method, seed, table, types):
     """Rows of results.csv of one run: the micro average first, then every type."""
     rows, sums = [], [table.sum((0, 1)), *table.sum(0)]
     for kind, counts in zip(["micro", *types], sums):
-        support = counts[2]
-        rows.append([target, method, seed, kind, *prf(counts), support])
+        rows.append([target, method, seed, kind, *prf(counts), counts[2]])
     return rows
 
 
@@ -325,59 +323,64 @@ def verdict(row):
         found = f"no difference beyond {MARGIN}"
     elif row.p < 0.05:
         found = "above" if row.delta_f1 > 0 else "below"
-    contrast = f"- `{row.method}` less `{row.baseline}`, {row.target}: {gain_cell(row)}"
+    contrast = f"- `{row.method}` minus `{row.baseline}`, {row.target}: {gain_cell(row)}"
     return contrast + (f", p {row.p:.3f} after Holm: {found}" if row.p == row.p else "")
 
 
-def summary(results, comparisons, baselines, config, mode, n_sentences):
+def summary(results, comparisons, pretend, config, mode, n_sentences):
     """results.md as text.  n_sentences: {target: N}"""
-    targets = list(baselines)
+    targets = list(n_sentences)
+    real = [target for target in targets if target not in pretend] or targets
     f1 = micro(results).groupby(["method", "target"], sort=False)["f1"]
     table = f1.apply(score_cell).unstack()[targets]
-    means = f1.mean().unstack()[targets].mean(axis=1, skipna=False)
-    table["mean"] = means.round(1)
+    table["mean"] = f1.mean().unstack()[real].mean(axis=1, skipna=False).round(1)
+    table = table.sort_values("mean", ascending=False)
     oracle = table.index.map(is_oracle)
     text = ["# Results", f"F1 in percent, entity level, seqeval, {mode}; mean ± s.d. over seeds."]
     if config["synthetic"]:
         text += ["**Synthetic languages: they show the machinery, nothing of human languages.**"]
-    few = [target for target, n in n_sentences.items() if n < 30]
-    if few:
+    if few := [target for target, n in n_sentences.items() if n < 30]:
         text += [f"Under 30 test sentences, too few for any claim: {', '.join(few)}."]
     text += [fenced(table[~oracle])]
     if oracle.any():
         text += ["## Oracles: these use target labels, for reference alone", fenced(table[oracle])]
     cells = comparisons.assign(cell=[gain_cell(row) for row in comparisons.itertuples()])
     gains = cells[cells.role == "direct"]
+    if gains.empty:
+        return "\n\n".join(text)
     text += [
         f"## The question: gain over direct transfer ({', '.join(gains.baseline.unique())})",
-        "With 95 % intervals: bootstrap over whole runs (seeds, paired) and test sentences. Where "
-        "runs differ much, those of two runs are too narrow: they cover some 60 %, of five 86 %. "
-        "mean-fixed: over these targets; mean-resampled: targets drawn, too.",
+        "With 95 % intervals: bootstrap over sentences and the whole runs (seeds) that both have. "
+        "Where runs differ much, those of two runs are too narrow, and p too small: they cover "
+        "some 60 %, of five 86 %. Means leave out pretend targets; mean-resampled draws targets.",
         fenced(gains.set_index(["method", "target"])["cell"].unstack(sort=False)),
     ]
-    final = cells[cells.target == ("mean-fixed" if len(targets) > 1 else targets[0])]
+    final = cells[cells.target == ("mean-fixed" if len(real) > 1 else real[0])]
     primary = map(verdict, final[is_primary(final)].itertuples())
     text += ["## Contrasts named beforehand", "\n".join(primary)]
     return "\n\n".join(text)
 
 
-def advice(comparisons, counts, baselines, sources):
+def advice(comparisons, counts, baselines, pretend):
     """What to trust without labels, in words: how often and by how much each system won on the
     pretend targets (sources, too), and how the best of them does where gold can tell."""
-    pretend = {target: systems for target, systems in counts.items() if target in sources}
-    if not pretend:
-        return "No pretend target: name a source among --targets, too, to see what to trust."
-    table = compare(pretend, baselines)
+    own = lambda method, target: method.replace(f"-{target}-", "-own-")  # as direct-ibo-mt on ibo
+    known = {t: {own(m, t): runs for m, runs in counts[t].items()} for t in pretend}
+    table = compare(known, baselines)
     table = table[table.role.isin(["direct", "direct-pooled"])]
     each = table[table.target.isin(pretend)]
     final = table[table.target == "mean-fixed"] if len(pretend) > 1 else each
+    deltas = final[final.role == "direct"].set_index("method").delta_f1
+    if deltas.empty:
+        return "No pretend target: name a source among --targets, too, to see what to trust."
     wins = lambda deltas: f"above on {(deltas > 0).sum()} of {len(deltas)}"
     won = each.groupby(["method", "role"]).delta_f1.agg(wins)
     cells = [f"{gain_cell(row)}, {won[row.method, row.role]}" for row in final.itertuples()]
     shown = final.assign(cell=cells).set_index(["method", "role"]).cell.unstack(sort=False)
-    best = final[final.role == "direct"].set_index("method").delta_f1.idxmax()
+    best = deltas.idxmax() if deltas.max() > 0 else "direct transfer"
     text = [fenced(shown), f"Best over the pretend targets {', '.join(pretend)}: `{best}`."]
-    real = comparisons[comparisons.target.isin(counts.keys() - pretend.keys())]
+    real = comparisons[comparisons.target.isin(counts.keys() - pretend)]
+    real = real.assign(method=[*map(own, real.method, real.target)])
     for role, deltas in real[real.method == best].groupby("role").delta_f1:
         text.append(f"- on other targets, where gold can tell: {wins(deltas)} ({role})")
     return "\n\n".join(text)
@@ -385,18 +388,18 @@ def advice(comparisons, counts, baselines, sources):
 
 def signs(target, predicted):
     """What a target's tags warn of without gold: teachers that disagree, systems without names."""
-    flat = {f"{method}-s{seed}": [*itertools.chain(*x)] for (method, seed), x in predicted.items()}
-    said = pd.DataFrame(flat)                                               # (N_words, systems)
-    teachers_say = said.filter(regex=IS_TEACHER)
-    named = teachers_say[(teachers_say != "O").any(axis=1)]
-    agree = (named.nunique(axis=1) == 1).mean()
+    said = pd.DataFrame({system: [*itertools.chain(*x)] for system, x in predicted.items()})
+    of_one_run = said.xs(said.columns[0][1], axis=1, level=1)               # (N_words, methods)
+    named = of_one_run.filter(regex=IS_TEACHER)
+    named = named[(named != "O").any(axis=1)]
+    agree = (named.nunique(axis=1) == 1).sum()
     names = (said != "O").mean()                                            # (systems,)
-    few = names.index[names < names.median() / 4]
-    line = f"- {target}: of the words that a teacher names all agree on {agree:.0%}"
+    few = ["-s".join(map(str, x)) for x in names.index[names <= names.median() / 4]]
+    line = f"- {target}: teachers agree on {agree} of the {len(named)} words that any of them names"
     return line + f"; {1 - names.median():.0%} are O; hardly a name by: {', '.join(few) or 'none'}"
 
 
-def draw_gains(results, comparisons, baselines, path=None):
+def draw_gains(results, comparisons, baselines):
     """A panel a target and one of means: every method's gain over direct transfer; the interval as
     a band. Returns the figure."""
     from matplotlib.figure import Figure  # late: imports cost a second
@@ -428,8 +431,6 @@ def draw_gains(results, comparisons, baselines, path=None):
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     figure.supxlabel("gain in F1 over direct transfer (whose F1 is in brackets)")
-    if path:
-        figure.savefig(path)
     return figure
 
 
@@ -438,10 +439,8 @@ def draw_gains(results, comparisons, baselines, path=None):
 def write_predictions(path, words, tags):
     """One system's tags as a CoNLL file: word, tab, tag."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sentences = []
-    for sentence in zip(words, tags):
-        sentences.append("\n".join(f"{word}\t{tag}" for word, tag in zip(*sentence)))
-    path.write_text("\n\n".join(sentences) + "\n", encoding="utf-8")
+    sentences = [map("\t".join, zip(*sentence)) for sentence in zip(words, tags)]
+    path.write_text("\n\n".join(map("\n".join, sentences)) + "\n", encoding="utf-8")
 
 
 def main(args):
@@ -455,8 +454,7 @@ def main(args):
         words, gold, predicted = read_target(args, target, config, recipes)
         warnings.append(signs(target, predicted))
         for system, tags in predicted.items():
-            if args.predictions or not gold:
-                predictions[target, *system] = words, tags
+            predictions[target, *system] = words, tags
         if not gold:
             continue
         counts[target], n_sentences[target] = {}, len(gold)
@@ -467,8 +465,8 @@ def main(args):
         baselines[target] = baselines_of(args, config, target, counts[target])
         if args.oracle:
             f1 = lambda method: prf(sum(counts[target][method].values()).sum((0, 1)))[2]
-            sources = counts[target].keys() & {f"direct-{x}" for x in config["sources"]}
-            counts[target]["oracle-best-source"] = counts[target][max(sources, key=f1)]
+            singles = [method for method in counts[target] if re.match(IS_TEACHER, method)]
+            counts[target]["oracle-best-source"] = counts[target][max(singles, key=f1)]
         for method, runs in counts[target].items():
             for seed, table in runs.items():
                 results += score(target, method, seed, table, types)
@@ -480,14 +478,16 @@ def main(args):
             write_predictions(folder / f"predictions/{target}/{method}-s{seed}.txt", *system)
         if results:
             table = pd.DataFrame(results, columns=RESULTS)
-            comparisons = compare(counts, baselines)
+            pretend = [target for target in counts if target in config["sources"]]
+            comparisons = compare(counts, baselines, pretend)
             table.round(5).to_csv(folder / "results.csv", index=False)
             comparisons[COMPARISONS].round(5).to_csv(folder / "comparisons.csv", index=False)
-            text[0] = summary(table, comparisons, baselines, config, mode, n_sentences)
-            advised = advice(comparisons, counts, baselines, config["sources"])
+            text[0] = summary(table, comparisons, pretend, config, mode, n_sentences)
+            advised = advice(comparisons, counts, baselines, pretend)
             text.append(f"## What to trust without labels\n\n{advised}")
             (folder / "figures").mkdir()
-            draw_gains(table, comparisons, baselines, folder / "figures/gains.png")
+            figure = draw_gains(table, comparisons, baselines)
+            figure.savefig(folder / "figures/gains.png")
         text.append("\n".join(warnings))
         (folder / "results.md").write_text("\n\n".join(text), encoding="utf-8")
 

@@ -43,6 +43,15 @@ def test_every_f1_of_the_results_follows_from_the_counts(results, counts):
         assert row.support == sums[2]
 
 
+def test_the_types_of_a_run_add_up_to_its_micro_average(results):
+    total = results.type == "micro"
+    found = results.assign(correct=results.recall * results.support / 100)
+    by_run = ["target", "method", "seed"]
+    types = found[~total].groupby(by_run)[["support", "correct"]].sum()
+    micro = found[total].set_index(by_run)[["support", "correct"]]
+    assert np.allclose(types.loc[micro.index], micro, atol=0.01)
+
+
 def test_the_systems_of_a_target_were_scored_on_the_same_sentences(counts):
     for target, methods in counts.items():
         tables = [table[:, 0] for runs in methods.values() for table in runs.values()]

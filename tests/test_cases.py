@@ -337,7 +337,7 @@ def test_output_that_is_closed_early_stops_no_stage(toy, tmp_path):
 def test_a_terminal_that_knows_ascii_alone_stops_no_stage(toy, tmp_path):
     artifacts = shutil.copytree(toy, tmp_path / "a", ignore=shutil.ignore_patterns("results"))
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
-    line = command("04_evaluate.py", artifacts, "--oracle", "--predictions")
+    line = command("04_evaluate.py", artifacts, "--oracle")
     done = subprocess.run(line, capture_output=True, env=environment, cwd=ROOT)
     assert done.returncode == 0 and done.stderr == b"", done.stderr.decode()
     assert b"stage 4 done" in done.stdout

@@ -133,7 +133,8 @@ def test_tagged_files_that_do_not_fit_are_refused_by_sentence(tmp_path, case):
 
 
 @pytest.mark.parametrize("given, says", [
-    ("nothing", "NAME=PATH"), ("a b=x", "NAME=PATH"), ("qaa=x", "no source"), ("x=nowhere", "nowhere"),
+    ("nothing", "NAME=PATH"), ("a b=x", "NAME=PATH"), ("qaa=x", "taken"), ("pooled=x", "taken"),
+    ("kl=x", "taken"), ("x=nowhere", "nowhere"),
 ])
 def test_teachers_that_are_none_are_refused(copied, given, says):
     refused("02_teachers.py", copied, "--seeds", "0", "--epochs", "1", "--teacher", given,
@@ -177,13 +178,47 @@ def test_advice_counts_wins_on_pretend_targets_and_checks_them_on_the_others():
     roles = {"direct": "direct-en", "direct-pooled": "direct-pooled"}
     baselines = dict.fromkeys(counts, roles)
     comparisons = evaluate.compare(counts, baselines)
-    text = evaluate.advice(comparisons, counts, baselines, ["en", "hau", "swa"])
+    text = evaluate.advice(comparisons, counts, baselines, ["hau", "swa"])
     assert "pretend targets hau, swa: `self-pooled`" in text
     lines = [line for line in text.split("\n") if "gold can tell" in line]
     assert any("above on 1 of 2 (direct-pooled)" in line for line in lines)
     row = next(line for line in text.split("\n") if line.startswith("self-pooled"))
     assert row.count("above on 2 of 2") == 2 and "[" in row
-    assert "No pretend target" in evaluate.advice(comparisons, counts, baselines, ["en"])
+    assert "No pretend target" in evaluate.advice(comparisons, counts, baselines, [])
+
+
+def test_advice_is_direct_transfer_where_nothing_beats_it_and_none_where_nothing_else_was_run():
+    counts = {"hau": {"direct-en": runs(0.9), "mtmt": runs(0.3)}, "xho": {"direct-en": runs(0.6)}}
+    baselines = dict.fromkeys(counts, {"direct": "direct-en", "direct-pooled": "direct-pooled"})
+    comparisons = evaluate.compare(counts, baselines)
+    text = evaluate.advice(comparisons, counts, baselines, ["hau"])
+    assert "pretend targets hau: `direct transfer`" in text
+    del counts["hau"]["mtmt"]
+    comparisons = evaluate.compare(counts, baselines)
+    assert "No pretend target" in evaluate.advice(comparisons, counts, baselines, ["hau"])
+
+
+def test_translated_data_of_a_target_is_one_system_under_any_language():
+    counts = {}
+    for lang in ("hau", "swa"):
+        counts[lang] = {"direct-en": runs(0.6), f"direct-{lang}-mt": runs(0.9)}
+    counts["ibo"] = {"direct-en": runs(0.3), "direct-ibo-mt": runs(0.6), "direct-hau-mt": runs(0.1)}
+    baselines = dict.fromkeys(counts, {"direct": "direct-en", "direct-pooled": "direct-pooled"})
+    comparisons = evaluate.compare(counts, baselines)
+    text = evaluate.advice(comparisons, counts, baselines, ["hau", "swa"])
+    assert "`direct-own-mt`" in text and "direct-hau-mt" not in text
+    assert "gold can tell: above on 1 of 1 (direct)" in text
+
+
+def test_means_are_over_targets_that_are_not_pretended_and_of_the_same_runs():
+    counts = {lang: {"direct-en": runs(0.6), "mtmt": runs(0.9)} for lang in ("hau", "ibo", "xho")}
+    baselines = dict.fromkeys(counts, {"direct": "direct-en"})
+    rows = lambda *given: evaluate.compare(*given).set_index("target").delta_f1
+    found, without = rows(counts, baselines, ["hau"]), rows(counts, baselines)
+    assert found["mean-fixed"] == pytest.approx((found["ibo"] + found["xho"]) / 2)
+    assert without["mean-fixed"] == pytest.approx(without[["hau", "ibo", "xho"]].mean())
+    counts["ibo"]["mtmt"] = {0: counts["ibo"]["mtmt"][0]}  # another run is missing there
+    assert "mean-fixed" not in rows(counts, baselines).index
 
 
 def test_signs_tell_of_teachers_that_disagree_and_of_systems_without_names():
@@ -191,6 +226,11 @@ def test_signs_tell_of_teachers_that_disagree_and_of_systems_without_names():
     differ = [["O", "B-LOC", "O", "O"]] * 3
     nothing = [["O"] * 4] * 3
     predicted = {("direct-en", 0): agree, ("direct-sw", 0): agree, ("mtmt", 0): nothing}
-    assert "agree on 100%; 75% are O; hardly a name by: mtmt-s0" in evaluate.signs("xx", predicted)
+    assert "agree on 3 of the 3 words" in evaluate.signs("xx", predicted)
+    assert "; 75% are O; hardly a name by: mtmt-s0" in evaluate.signs("xx", predicted)
     predicted = {("direct-en", 0): agree, ("direct-sw", 0): differ, ("direct-pooled", 0): agree}
-    assert "agree on 0%; 75% are O; hardly a name by: none" in evaluate.signs("xx", predicted)
+    assert "agree on 0 of the 6 words" in evaluate.signs("xx", predicted)
+    assert "; 75% are O; hardly a name by: none" in evaluate.signs("xx", predicted)
+    more = predicted | {("direct-en", 1): differ, ("direct-sw", 1): nothing}  # another run
+    assert "agree on 0 of the 6 words" in evaluate.signs("xx", more)
+    assert "agree on 0 of the 0 words" in evaluate.signs("xx", {("direct-en", 0): nothing})

@@ -84,6 +84,17 @@ def test_a_student_of_pooled_teachers_never_starts_from_one_that_saw_its_targets
             assert teachers == [f"teachers/{teacher}"], (method, target)
 
 
+def test_a_student_starts_from_the_recogniser_that_its_cache_was_made_of(guarded, tmp_path):
+    artifacts = shutil.copytree(guarded["plain"], tmp_path / "a")
+    path = artifacts / "data/config.json"  # as stage 1 writes it with `--sources qaa`
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sources": ["qaa"]}))
+    shutil.rmtree(artifacts / "students")
+    here("03_distill.py", artifacts, "--methods", "self-pooled", "--targets", "qab")
+    record = json.loads((artifacts / "students/qab/self-pooled-s0/config.json").read_text())
+    assert "teachers/pooled-without-qab-s0" in record["pieces"]  # the other saw the tags of qab
+    assert "teachers/pooled-s0" not in record["pieces"]
+
+
 def test_targets_carry_no_tags_outside_gold(guarded):
     for target in ("qac", "qab"):
         for split in ("train", "test"):

@@ -1,5 +1,6 @@
 """Pieces of artifacts/: whole or absent, kept or refused, and refused by name where stale."""
 
+import importlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import ROOT, TOY_METHODS, bits, data, files, here, refused, stage, to_conll
 
+evaluate = importlib.import_module("04_evaluate")
 QUICK = ["--epochs", "1", "--seeds", "0"]
 
 
@@ -180,9 +182,8 @@ def test_a_piece_is_stale_where_one_below_it_is_another_at_any_depth(tmp_path):
     data.make(args, "three", says("a"), ["two"])
     assert data.read_piece(tmp_path, "three")
     data.make(again, "one", says("a"), size=2)
-    for name, below in (("two", "one"), ("three", "two")):
-        says_so = f"{name}: made from another {below}.*--overwrite"
-        with pytest.raises(data.UserError, match=says_so):
+    for name in ("two", "three"):  # the lowest stale one is to be made first
+        with pytest.raises(data.UserError, match="two: made from another one.*--overwrite"):
             data.read_piece(tmp_path, name)
     with pytest.raises(data.UserError, match="two"):
         data.make(args, "three", says("b"), ["two"])  # nothing is made from what is stale
@@ -232,7 +233,7 @@ def test_a_teacher_taught_anew_makes_its_students_and_ensembles_stale(toy, tmp_p
     cause = "recogniser-qaa-s0"
     says = ["logits/qac/ensemble-s0", cause, "--overwrite"]
     refused("03_distill.py", artifacts, *QUICK, says=says)
-    refused("04_evaluate.py", artifacts, says=[*says, "03_distill.py"])
+    refused("04_evaluate.py", artifacts, says=["logits/qac/bea-s0", *says[1:], "03_distill.py"])
     methods = ["tsl-avg", "tsl-sim", "mtmt", "mtmt-nosim", "tsl-qaa"]
     here("03_distill.py", artifacts, "--targets", "qac", "--methods", *methods, "--overwrite")
     late = ["logits/qbc/recogniser-qaa-s0", "02_teachers.py", "--overwrite"]
@@ -247,7 +248,7 @@ def test_students_alone_are_refused_where_their_evaluator_is_another(toy, tmp_pa
     here("02_teachers.py", artifacts, "--sources", "qba", "--targets", "qac", "--overwrite")
     says = ["students/qac/mtmt-s0", "evaluator-qba-s0", "--overwrite"]
     refused("03_distill.py", artifacts, *QUICK, "--methods", "mtmt", "--targets", "qac", says=says)
-    refused("04_evaluate.py", artifacts, says=says[:2])
+    refused("04_evaluate.py", artifacts, says=["students/qac/mtmt", says[1]])
 
 
 def test_of_another_text_nothing_made_from_the_old_one_is_used(toy, tmp_path):
@@ -573,6 +574,27 @@ def test_seeds_of_one_method_made_with_other_flags_are_not_averaged(toy, tmp_pat
     shutil.rmtree(artifacts / "students/qbc/mtmt-s0")
     here("03_distill.py", artifacts, "--methods", "mtmt", "--lambda", "0.5", "--targets", "qbc")
     refused("04_evaluate.py", artifacts, says=["students/qbc/mtmt-s0", "other flags"])
+
+
+def test_teachers_made_with_other_flags_are_not_averaged(toy, tmp_path):
+    artifacts = shutil.copytree(toy, tmp_path / "a")
+    flags = ["--sources", "qaa", "--targets", "qac", "--seeds", "1", "--epochs", "2"]
+    here("02_teachers.py", artifacts, *flags)
+    refused("04_evaluate.py", artifacts, says=["recogniser-qaa-s1", "other flags", "direct-qaa"])
+
+
+def test_weights_of_sources_in_another_order_are_refused_and_the_best_goes_by_name(toy, tmp_path):
+    artifacts = shutil.copytree(toy, tmp_path / "a")
+    path, weights = artifacts / "data/config.json", artifacts / "weights/qac/weights.json"
+    config = json.loads(path.read_text())
+    args = evaluate.parse_args(["--artifacts", str(artifacts)])
+    config["sources"].reverse()
+    path.write_text(json.dumps(config))
+    weights = json.loads(weights.read_text())
+    found = evaluate.baselines_of(args, config, "qac", [f"direct-{s}" for s in config["sources"]])
+    assert found["best-by-weight"] == f"direct-{max(weights, key=weights.get)}"
+    refused("03_distill.py", artifacts, "--methods", "tsl-sim", "--seeds", "0", "--targets", "qac",
+            says=["weights/qac", "qaa qab qba qbb", "02_teachers.py"])
 
 
 def test_students_of_which_only_the_logits_are_kept_are_scored(toy, tmp_path):

@@ -187,7 +187,7 @@ def odd(tmp_path_factory):
     here("01_data.py", folder / "a", *how, "--sources", "qaa", "qab", "--targets", "qac", "new")
     here("02_teachers.py", folder / "a")
     here("03_distill.py", folder / "a", "--methods", "tsl-sim", "mtmt")
-    here("04_evaluate.py", folder / "a", "--predictions")
+    here("04_evaluate.py", folder / "a")
     return folder / "a"
 
 
