@@ -291,20 +291,20 @@ def open_rows(file, name):
         return safe_open(file, "pt").get_slice(name)
 
 
-def read_rows(caches, batch):
-    """What K caches have of a batch's words: (K, M, C or H)"""
+def read_rows(files, name, batch):
+    """What K caches have of a batch's words: (K, M, C or H). Each file is opened anew, since what
+    was read of an open one stays in memory."""
     said = []
-    for rows in caches:
-        parts = [rows[start:stop] for start, stop in batch["spans"]]
-        said.append(torch.cat(parts))
+    for file in files:
+        rows = open_rows(file, name)
+        said.append(torch.cat([rows[start:stop] for start, stop in batch["spans"]]))
     return torch.stack(said).to(batch["f"].device)
 
 
 def train(student, table, recognisers, evaluators, method, recipe, seed):
     """Distil into `student` from cached teachers alone; returns a row of mean terms an epoch.
 
-    recognisers: opened caches and their weights (K,); evaluators: opened caches, their weights (K,)
-    and their kappas (K,)
+    recognisers: files of their caches, weights (K,); evaluators: files, weights (K,), kappas (K,)
     """
     rng = np.random.default_rng(seed)                                       # of batches
     generator = torch.Generator().manual_seed(seed)                         # of pairs
@@ -314,16 +314,17 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
     step = teachers.optimiser(student, recipe["lr"], recipe["epochs"] * steps)
     log = [{"epoch": number + 1} for number in range(recipe["epochs"])]
     tau = method.tau if method.loss == "kl" else 1.0  # teachers are softened as the student is
-    logit_caches, weights = recognisers
-    vector_caches, shares, kappas = evaluators
+    logit_files, weights = recognisers
+    vector_files, shares, kappas = evaluators
     weights, shares = weights.to(device), shares.to(device)
     kappas = kappas.to(device)
     student.train()
     for epoch, batch in teachers.epochs(table, recipe["epochs"], size, rng, device):
-        p = mixture(read_rows(logit_caches, batch), weights, tau)           # (M, C)
+        p = mixture(read_rows(logit_files, "logits", batch), weights, tau)  # (M, C)
         said = None
         if method.pairs:
-            said = read_rows(vector_caches, batch), shares, kappas          # (K, M, H), (K,), (K,)
+            vectors = read_rows(vector_files, "vectors", batch)             # (K, M, H)
+            said = vectors, shares, kappas
         with teachers.autocast(student):
             h, student_logits = teachers.read_words(student, batch)         # (M, H), (M, C)
         loss, terms = student_loss(student_logits, h, p, said, method, generator)
@@ -391,9 +392,8 @@ def distil(args, config, target, name, seed):
     def build(folder):
         student = teachers.load_tagger(start, config["tags"], seed, args.device)
         of = lambda cache: args.artifacts / cache / "train.safetensors"
-        logits = [open_rows(of(cache), "logits") for cache in recognisers]
-        vectors = [open_rows(of(cache), "vectors") for cache in evaluators]
-        said, pairs_said = (logits, weights), (vectors, shares, kappas)
+        said = [of(cache) for cache in recognisers], weights
+        pairs_said = [of(cache) for cache in evaluators], shares, kappas
         table = teachers.load_table(args.artifacts, f"{text}/train")
         log = train(student, table, said, pairs_said, method, recipe, seed)
         pd.DataFrame(log).to_csv(folder / "log.csv", index=False)

@@ -147,9 +147,8 @@ class Case:
         def run():
             logits, vectors = [], []
             for k in range(K):
-                for kind, opened in (("logits", logits), ("vectors", vectors)):
-                    file = self.folder / f"{kind}-{k}" / "train.safetensors"
-                    opened.append(distill.open_rows(file, kind))
+                logits.append(self.folder / f"logits-{k}" / "train.safetensors")
+                vectors.append(self.folder / f"vectors-{k}" / "train.safetensors")
             weights, kappas = torch.full((K,), 1 / K), torch.ones(K)
             said = (logits, weights), (vectors, weights, kappas)
             distill.train(self.model, self.table, *said, distill.METHODS[method], self.recipe, 0)
@@ -491,8 +490,8 @@ def main(args):
             return print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
         memory = {}
         if not args.profile:  # first: a process that was started by a large one counts as large
-            texts = ("mtmt", 1000), ("mtmt", 8000), ("tsl-sim", 1000)
-            for text in (*texts, ("mtmt", 1000, "even"), ("mtmt", 8000, "even")):
+            texts = ("mtmt", 500), ("mtmt", 4000), ("tsl-sim", 500)
+            for text in (*texts, ("mtmt", 500, "even"), ("mtmt", 4000, "even")):
                 memory[text] = peak_memory(args, encoder, *text)
         lengths = lengths_like(real or "news", args.sentences, rng)
         case = Case(encoder, device, lengths, folder)

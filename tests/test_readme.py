@@ -53,15 +53,41 @@ def test_the_readmes_african_table_is_that_of_the_files_beside_notebook_5():
     results = pd.read_csv(AFRICAN / "results.csv")
     runs = results.drop_duplicates(["target", "method", "seed"])  # the first row is the average
     means = runs.groupby(["method", "target"])["f1"].mean().unstack()
-    comparisons = pd.read_csv(AFRICAN / "comparisons.csv")
-    comparisons = comparisons[comparisons.target == "mean-fixed"]
-    gains = comparisons.set_index(["method", "baseline"])
     for system, twelve, seven, *over in found:
         assert f"{means.loc[system].mean():.1f}" == twelve, system
         new = means.columns.difference(SEEN)
         assert len(new) == 7 and f"{means.loc[system, new].mean():.1f}" == seven, system
         for baseline, cell in zip(("direct-en", "direct-pooled"), over):
             if cell.strip():
-                row = gains.loc[system, baseline]
-                interval = f"{row.delta_f1:+.1f} [{row.ci_low:+.1f}, {row.ci_high:+.1f}]"
-                assert cell.strip() == interval, (system, baseline)
+                assert cell.strip() == gain(system, baseline), (system, baseline)
+
+
+def gain(system, baseline):
+    """The mean gain over the twelve targets with its interval, as the README prints it."""
+    table = pd.read_csv(AFRICAN / "comparisons.csv").set_index(["target", "method", "baseline"])
+    row = table.loc["mean-fixed", system, baseline]
+    return f"{row.delta_f1:+.1f} [{row.ci_low:+.1f}, {row.ci_high:+.1f}]"
+
+
+def test_the_readmes_answer_is_that_of_the_files():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    table = pd.read_csv(AFRICAN / "comparisons.csv").set_index(["method", "baseline"])
+    targets = table.loc[("mtmt-pooled", "direct-en")].query("not target.str.startswith('mean')")
+    assert f"`mtmt-pooled` is {gain('mtmt-pooled', 'direct-en')} F1 above direct transfer" in text
+    assert f"better on {(targets.delta_f1 > 0).sum()} of {len(targets)}." in text
+    assert f"But {gain('direct-pooled', 'direct-en').split()[0][1:]} of that is had" in text
+    assert f"adds to it, {gain('mtmt-pooled', 'direct-pooled')}" in text
+    assert f"adds {gain('mtmt-pooled', 'self-pooled')} to self-training" in text
+
+
+def test_the_readme_says_what_choosing_a_source_by_weight_gives():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    results = pd.read_csv(AFRICAN / "results.csv").drop_duplicates(["target", "method", "seed"])
+    f1 = results.groupby(["target", "method"])["f1"].mean().unstack()
+    single = f1[[f"direct-{source}" for source in ("en", "swa", "hau", "yor")]]
+    chosen = "direct-" + pd.read_csv(AFRICAN / "ranking.csv", index_col="target").top_source
+    by_weight = sum(single.loc[target, name] for target, name in chosen.items()) / len(single)
+    hits = (single.idxmax(axis=1)[chosen.index] == chosen).sum()
+    assert f"best source for {hits} of {len(single)}" in text
+    assert f"following it gives {by_weight:.1f}, a random source {single.stack().mean():.1f}" in text
+    assert f"always Swahili {single['direct-swa'].mean():.1f}" in text
