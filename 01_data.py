@@ -541,7 +541,7 @@ def write_tables(args, encoder, corpora, sources, targets, tags):
         blind = {split: [(words, None) for words, _ in x] for split, x in tagged.items()}
         write(f"data/targets/{lang}", blind)
         if gold := {split: x for split, x in tagged.items() if x[0][1] is not None}:
-            write(f"gold/{lang}", gold, tag_ids, [f"data/targets/{lang}"])  # stale without it
+            write(f"gold/{lang}", gold, tag_ids, [f"data/targets/{lang}"])  # of this very text
     config = {"id": "", "pieces": {}, "sources": sources, "targets": targets, "tags": tags}
     config |= {"preset": args.preset, "synthetic": args.preset == "toy"}
     config["types_from"] = "--types" if args.types else [f"train tags of {s}" for s in sources]

@@ -323,7 +323,7 @@ def verdict(row):
         found = f"no difference beyond {MARGIN}"
     elif row.p < 0.05:
         found = "above" if row.delta_f1 > 0 else "below"
-    contrast = f"- `{row.method}` minus `{row.baseline}`, {row.target}: {gain_cell(row)}"
+    contrast = f"- `{row.method}` less `{row.baseline}`, {row.target}: {gain_cell(row)}"
     return contrast + (f", p {row.p:.3f} after Holm: {found}" if row.p == row.p else "")
 
 

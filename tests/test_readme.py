@@ -91,3 +91,15 @@ def test_the_readme_says_what_choosing_a_source_by_weight_gives():
     assert f"best source for {hits} of {len(single)}" in text
     assert f"following it gives {by_weight:.1f}, a random source {single.stack().mean():.1f}" in text
     assert f"always Swahili {single['direct-swa'].mean():.1f}" in text
+
+
+def test_the_readme_says_what_translated_data_adds():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    runs = pd.read_csv(AFRICAN / "translated.csv").drop_duplicates(["target", "method", "seed"])
+    f1 = runs.groupby(["target", "method"])["f1"].mean().map("{:.1f}".format)
+    own = []
+    for target, name in {"sna": "Shona", "xho": "Xhosa", "ibo": "Igbo", "nya": "Chichewa"}.items():
+        with_it = f1[target, "direct-pooled+mt"]
+        assert f"{f1[target, 'direct-pooled']} to {with_it} on {name}" in text
+        own.append(f1[target, f"direct-{target}-mt"])
+    assert f"alone the target's own has {', '.join(own)}." in text

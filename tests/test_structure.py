@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import json
 import os
 import re
@@ -35,6 +36,23 @@ def test_stages_import_from_earlier_stages_alone():
         assert set(borrowed) <= set(SCRIPTS[:number]), name
         assert len(borrowed) == text.count("import_module(") == len(set(borrowed)), name
         assert number == 0 or "01_data" in borrowed
+
+
+def test_source_that_notebooks_show_is_todays():
+    """Their outputs are stored: what `inspect.getsource` printed must not have moved on."""
+    modules, shown = {name[3:]: importlib.import_module(name) for name in SCRIPTS}, 0
+    for path in (ROOT / "notebooks").glob("0*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        printed = "".join("".join(output.get("text", [])) for output in outputs)
+        code = "".join("".join(cell["source"]) for cell in cells)
+        for stage, name in re.findall(r"inspect\.getsource\((\w+)\.([\w.]+)\)", code):
+            thing = modules[stage]
+            for part in name.split("."):
+                thing = getattr(thing, part)
+            assert inspect.getsource(thing) in printed, (path.name, name)
+            shown += 1
+    assert shown > 5
 
 
 def strings_of(function):
