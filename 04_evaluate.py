@@ -235,9 +235,9 @@ def holm(p):
 def compare(counts, baselines, pretend=()):
     """Rows of comparisons.csv: a bootstrap over whole runs, paired by seed, and over sentences.
 
-    counts: {target: {method: {seed: (N, types, 3)}}}, baselines: {target: {role: method}}. Means
-    over targets that are not pretended, of the same runs each, have two rows: for these targets
-    (mean-fixed) and targets drawn (mean-resampled). A column more: baseline's role."""
+    counts: {target: {method: {seed: (N, types, 3)}}}, baselines: {target: {role: method}}. Where
+    all targets but pretend ones have a contrast in the same runs, its mean has two rows: for these
+    targets (mean-fixed) and targets drawn (mean-resampled). A column more: the baseline's role."""
     rows, contrasts = [], {}
     for target, systems in counts.items():
         f1 = {}
@@ -478,7 +478,7 @@ def main(args):
             write_predictions(folder / f"predictions/{target}/{method}-s{seed}.txt", *system)
         if results:
             table = pd.DataFrame(results, columns=RESULTS)
-            pretend = [target for target in counts if target in config["sources"]]
+            pretend = [target for target in counts if target in config["sources"]]  # for advice
             comparisons = compare(counts, baselines, pretend)
             table.round(5).to_csv(folder / "results.csv", index=False)
             comparisons[COMPARISONS].round(5).to_csv(folder / "comparisons.csv", index=False)
