@@ -89,7 +89,7 @@ def parse_args():
     p.add_argument("--device", default=there, help="cpu or cuda; default as the stages choose")
     p.add_argument("--encoder", help="folder or hub name; default: a random BERT of 17 M")
     p.add_argument("--data", type=Path, help="artifacts whose first target gives sentence lengths")
-    p.add_argument("--sentences", type=int, default=600)
+    p.add_argument("--sentences", type=int, default=300)
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--profile", action="store_true", help="seconds by function instead of ratios")
     # A child process, METHOD N PROFILE: peak memory of distilling N sentences.
