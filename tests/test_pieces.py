@@ -605,3 +605,24 @@ def test_students_of_which_only_the_logits_are_kept_are_scored(toy, tmp_path):
     here("04_evaluate.py", artifacts, "--oracle")
     tables = [folder / "results/results.csv" for folder in (toy, artifacts)]
     assert tables[0].read_text() == tables[1].read_text()
+
+
+def test_a_student_of_which_only_the_logits_were_kept_is_made_whole_when_asked_for(toy, tmp_path):
+    artifacts = shutil.copytree(toy, tmp_path / "a", ignore=shutil.ignore_patterns("mtmt-s0"))
+    flags = ["--methods", "mtmt", "--targets", "qac"]
+    here("03_distill.py", artifacts, *flags, "--logits-only")
+    model = artifacts / "students/qac/mtmt-s0/model.safetensors"
+    assert not model.exists()
+    here("03_distill.py", artifacts, *flags)
+    assert model.exists()
+    assert "kept  students/qac/mtmt-s0" in here("03_distill.py", artifacts, *flags, "--logits-only")
+
+
+def test_a_target_without_gold_has_no_oracle_and_one_without_caches_is_refused(toy, tmp_path):
+    artifacts = shutil.copytree(toy, tmp_path / "a")
+    shutil.rmtree(artifacts / "gold/qbc")
+    said = here("02_teachers.py", artifacts, "--oracle")
+    assert "supervised-qac-s0" in said and "supervised-qbc-s0" not in said
+    for where in ("logits", "students"):
+        shutil.rmtree(artifacts / where / "qbc")
+    refused("04_evaluate.py", artifacts, says=["logits/qbc", "02_teachers.py"])
