@@ -288,7 +288,7 @@ def tag_score(model, table, tags, device):
 def draw_pairs(classes, generator, class_first=False):
     """Pairs of words: each word with one of its own class and one of another class, if there is.
     The other class is drawn first, each as likely as the next: among words drawn alike nearly all
-    would be O. With class_first the M words i are drawn this way, too; else i is each once.
+    would be O. With class_first the M words i are drawn this way, too; else each word is i.
     classes (M,)  ->  i, j (P,), P <= 2 M"""
     M, device = len(classes), classes.device
     order = torch.argsort(classes, stable=True)                             # grouped by class
@@ -301,7 +301,7 @@ def draw_pairs(classes, generator, class_first=False):
         drawn = (dice[3] * G).long()                                        # (M,) classes
         words = order[begin[drawn] + (dice[4] * size[drawn]).long()]
     own = group[words]
-    further = 1 + (dice[0] * (size[own] - 1)).long()                        # 1 to size - 1
+    further = 1 + (dice[0] * (size[own] - 1)).long()                        # 1 to size - 1 on
     equal = begin[own] + (place[words] - begin[own] + further) % size[own]
     past = 1 + (dice[1] * (G - 1)).long()
     other = (own + past) % max(G, 1)                                        # never its own
@@ -506,7 +506,7 @@ def external_says(path, target, split, sentences, device):
                 what = f"sentence {number} is not the target's, word by word, or has no tags"
                 raise data.UserError(f"{file}: {what}: tag {target}'s {split} text as it is")
         said = [tag for _, tags in tagged for tag in data.to_iob2(tags)]
-        says = pd.get_dummies(said, dtype="float32")                            # (N_words, labels)
+        says = pd.get_dummies(said, dtype="float32")                        # (N_words, labels)
         return says.columns, torch.tensor(says.values)
     with data.explained(f"--teacher {path}: no folder {target}, no tagger", "give either of them"):
         model = TAGGER.from_pretrained(path, dtype=torch.float32).to(device)

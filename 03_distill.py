@@ -375,9 +375,8 @@ def distil(args, config, target, name, seed):
         raise data.UserError(f"--methods {name} has no evaluator or pooled teacher: try tsl-kl")
     if args.lam is not None and method.pairs:
         method = replace(method, lam=args.lam)
-    recognisers, weights, evaluators, shares, uses = find_teachers(
-        args, target, method, sources, external, seed
-    )
+    found = find_teachers(args, target, method, sources, external, seed)
+    recognisers, weights, evaluators, shares, uses = found
     evaluators = evaluators if method.pairs else []
     read_facts(args, config, recognisers)
     facts = read_facts(args, config, evaluators)
@@ -409,8 +408,9 @@ def distil(args, config, target, name, seed):
     differs = {key: x for key, x in asdict(method).items() if x != getattr(Method, key)}
     uses = [text, *recognisers, *evaluators, *uses]
     piece = f"students/{target}/{name}-s{seed}"
-    bare = not args.logits_only and not (args.artifacts / piece / "model.safetensors").exists()
-    data.make(args, piece, build, uses, replace=bare, seed=seed, method=differs, **recipe)
+    whole = args.logits_only or (args.artifacts / piece / "model.safetensors").exists()
+    anew = args.overwrite and not whole  # where --logits-only kept no model
+    data.make(args, piece, build, uses, replace=anew, seed=seed, method=differs, **recipe)
 
 
 def main(args):

@@ -612,8 +612,10 @@ def test_a_student_of_which_only_the_logits_were_kept_is_made_whole_when_asked_f
     flags = ["--methods", "mtmt", "--targets", "qac"]
     here("03_distill.py", artifacts, *flags, "--logits-only")
     model = artifacts / "students/qac/mtmt-s0/model.safetensors"
+    for again in ([], ["--logits-only", "--overwrite"]):
+        assert "kept  students/qac/mtmt-s0" in here("03_distill.py", artifacts, *flags, *again)
     assert not model.exists()
-    here("03_distill.py", artifacts, *flags)
+    here("03_distill.py", artifacts, *flags, "--overwrite")
     assert model.exists()
     assert "kept  students/qac/mtmt-s0" in here("03_distill.py", artifacts, *flags, "--logits-only")
 

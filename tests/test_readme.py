@@ -50,9 +50,7 @@ SEEN = {"ibo", "kin", "pcm", "sna", "xho"}  # looked at before the run
 def test_the_readmes_african_table_is_that_of_the_files_beside_notebook_5():
     found = AFRICAN_ROW.findall((ROOT / "README.md").read_text())
     assert {"direct-en", "direct-pooled", "self-pooled", "mtmt-pooled"} <= {row[0] for row in found}
-    results = pd.read_csv(AFRICAN / "results.csv")
-    runs = results.drop_duplicates(["target", "method", "seed"])  # the first row is the average
-    means = runs.groupby(["method", "target"])["f1"].mean().unstack()
+    means = mean_f1("results.csv").unstack("target")
     for system, twelve, seven, *over in found:
         assert f"{means.loc[system].mean():.1f}" == twelve, system
         new = means.columns.difference(SEEN)
@@ -69,8 +67,19 @@ def gain(system, baseline):
     return f"{row.delta_f1:+.1f} [{row.ci_low:+.1f}, {row.ci_high:+.1f}]"
 
 
+def in_one_line():
+    return " ".join((ROOT / "README.md").read_text().split())
+
+
+def mean_f1(file):
+    """Micro F1 over the runs of a file beside notebook 5, by target and method."""
+    runs = pd.read_csv(AFRICAN / file)
+    runs = runs.drop_duplicates(["target", "method", "seed"])  # the first row is the average
+    return runs.groupby(["target", "method"])["f1"].mean()
+
+
 def test_the_readmes_answer_is_that_of_the_files():
-    text = " ".join((ROOT / "README.md").read_text().split())
+    text = in_one_line()
     table = pd.read_csv(AFRICAN / "comparisons.csv").set_index(["method", "baseline"])
     targets = table.loc[("mtmt-pooled", "direct-en")].query("not target.str.startswith('mean')")
     assert f"`mtmt-pooled` is {gain('mtmt-pooled', 'direct-en')} F1 above direct transfer" in text
@@ -81,9 +90,8 @@ def test_the_readmes_answer_is_that_of_the_files():
 
 
 def test_the_readme_says_what_choosing_a_source_by_weight_gives():
-    text = " ".join((ROOT / "README.md").read_text().split())
-    results = pd.read_csv(AFRICAN / "results.csv").drop_duplicates(["target", "method", "seed"])
-    f1 = results.groupby(["target", "method"])["f1"].mean().unstack()
+    text = in_one_line()
+    f1 = mean_f1("results.csv").unstack()
     single = f1[[f"direct-{source}" for source in ("en", "swa", "hau", "yor")]]
     chosen = "direct-" + pd.read_csv(AFRICAN / "ranking.csv", index_col="target").top_source
     by_weight = sum(single.loc[target, name] for target, name in chosen.items()) / len(single)
@@ -94,12 +102,19 @@ def test_the_readme_says_what_choosing_a_source_by_weight_gives():
 
 
 def test_the_readme_says_what_translated_data_adds():
-    text = " ".join((ROOT / "README.md").read_text().split())
-    runs = pd.read_csv(AFRICAN / "translated.csv").drop_duplicates(["target", "method", "seed"])
-    f1 = runs.groupby(["target", "method"])["f1"].mean().map("{:.1f}".format)
+    text = in_one_line()
+    f1 = mean_f1("translated.csv").map("{:.1f}".format)
     own = []
     for target, name in {"sna": "Shona", "xho": "Xhosa", "ibo": "Igbo", "nya": "Chichewa"}.items():
         with_it = f1[target, "direct-pooled+mt"]
         assert f"{f1[target, 'direct-pooled']} to {with_it} on {name}" in text
         own.append(f1[target, f"direct-{target}-mt"])
     assert f"alone the target's own has {', '.join(own)}." in text
+    assert f"(pooling {f1['hau', 'direct-pooled']} to {f1['hau', 'direct-pooled+mt']})" in text
+
+
+def test_the_readme_says_how_often_the_advised_system_won():
+    f1 = mean_f1("results.csv").unstack()
+    direct, pooled = ((f1["mtmt-pooled"] > f1[x]).sum() for x in ("direct-en", "direct-pooled"))
+    found = f"advised `mtmt-pooled`: of the twelve, above direct transfer on {direct}, above pooling"
+    assert f"{found} on {pooled};" in in_one_line()
