@@ -62,7 +62,7 @@ HUB_FILES = {  # those with @ are the hub's own Parquet copies
     "conll en": "eriktks/conll2003@refs%2Fconvert%2Fparquet/conll2003/{1}/0000.parquet",
 }
 HUB_TYPES = {"masakhaner": ["DATE"], "conll": ["MISC"]}  # beside PER, ORG and LOC
-ENCODER_REMEDY = "name a folder, a hub model that can be reached, or 'scratch'"
+ENCODER_REMEDY = "name a folder or a hub model within reach; remove artifacts/encoder if damaged"
 TOY_SENTENCES = {"train": 600, "dev": 100, "test": 300}
 TINY = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256)
 TINY_VOCABULARY, TINY_EPOCHS, TINY_LR = 2000, 5, 1e-3  # enough for the toy, in some 15 s on a CPU
@@ -76,7 +76,7 @@ def parse_args(argv=None):
     p.add_argument("--sources", nargs="+", metavar="LANG", help="languages with labels")
     p.add_argument("--targets", nargs="+", metavar="LANG", help="languages to tag; sources may be")
     p.add_argument("--types", nargs="+", metavar="TYPE", help="default: those that sources share")
-    p.add_argument("--limit", type=at_least(1), help="first N sentences of every split")
+    p.add_argument("--limit", type=at_least(1), help="first N sentences, or lines of text.txt")
     p.add_argument("--encoder", help=f"folder or hub name; default {MBERT}, for the toy 'scratch'")
     p.add_argument("--max-length", type=at_least(8), default=128, help="sub-tokens a window (TSL)")
     p.add_argument("--seed", type=at_least(0), default=0, help="of the toy and its encoder")
@@ -186,9 +186,9 @@ def read_conll(path):
     columns on every line, a blank line between sentences."""
     lines, counts = read_text(path)
     content = [x for x in lines if x.strip() and not x.startswith("-DOCSTART-")] or [""]
-    plain = next((x for x in content if x[:1] != "#"), content[0])
-    gap = "\t" if "\t" in plain else " +"
-    width, sentences = len(re.split(gap, plain.rstrip("\t "))), [[]]
+    text = [line for line in content if line[:1] != "#"] or content
+    gap = "\t" if any("\t" in line.rstrip() for line in text) else " +"
+    width, sentences = len(re.split(gap, text[0].rstrip("\t "))), [[]]
     for number, line in enumerate(lines, start=1):
         columns = [column.strip(" ") for column in re.split(gap, line.rstrip("\t "))]
         comment = r"# \S+ = " if len(columns) == width else r"#\s"
@@ -250,8 +250,8 @@ def check_columns(path, sentences, tagged):
 def read_folder(folder, lang, splits):
     """{split: (sentences, counts)} of DIR/<lang>; text.txt is a target's raw text, a sentence a
     line, its words as BERT's pre-tokenizer splits them."""
-    if not (folder / lang).is_dir():
-        raise UserError(f"{folder / lang}: no such folder: --data-dir needs DIR/<lang>/train.txt")
+    if Path(lang).name != lang or not (folder / lang).is_dir():
+        raise UserError(f"{folder}/{lang}: no such folder: --data-dir needs DIR/<lang>/train.txt")
     raw, read, words_of = folder / lang / "text.txt", {}, pre_tokenizers.BertPreTokenizer()
     for split in splits:
         path = raw.with_name(f"{split}.txt")
@@ -261,8 +261,6 @@ def read_folder(folder, lang, splits):
             lines, counts = read_text(raw)
             lines = [[word for word, _ in words_of.pre_tokenize_str(line)] for line in lines]
             read[split] = [(words, None) for words in lines if words], counts
-        if not read[split][0]:
-            raise UserError(f"{raw}: no sentences in it: put one on each line")
     return read
 
 
@@ -285,8 +283,6 @@ def read_hub(preset, lang, splits):
                 read[split][1]["no_word"] += words.count("")
                 if kept := [(word, names[n]) for word, n in zip(words, numbers) if word]:
                     read[split][0].append(tuple(map(list, zip(*kept))))
-            if not read[split][0]:
-                raise ValueError(f"no sentences in its {split} split")
     return read
 
 
@@ -315,6 +311,8 @@ def read_corpora(args):
             read = read_hub(args.preset, lang, splits)
         for split in splits:
             sentences, counts = read[split]
+            if not sentences:
+                raise UserError(f"language {lang}: no sentences in its {split} split")
             corpora[lang, split] = sentences[: args.limit], counts
             if lang in sources and split != "test" and sentences[0][1] is None:
                 raise UserError(f"source {lang}: no tags in its {split} split: only targets may")
@@ -373,14 +371,14 @@ def load_tokenizer(encoder):
     return tokenizer
 
 
-def check_encoder(encoder, tokenizer, max_length):
+def check_encoder(encoder, tokenizer, max_length, num_labels):
     """Refuse what cannot be a student: load it once and let it read a window."""
     with explained(f"--encoder {encoder}: it cannot serve", ENCODER_REMEDY), torch.no_grad():
-        tagger = transformers.AutoModelForTokenClassification
-        model, reads = tagger.from_pretrained(encoder, dtype=torch.float32).eval(), max_length
+        tagger, reads = transformers.AutoModelForTokenClassification, max_length
+        model = tagger.from_pretrained(encoder, dtype=torch.float32, num_labels=num_labels).eval()
         if model.config.is_encoder_decoder or model.config.model_type in ("t5", "xlnet"):
             raise ValueError("it is no plain encoder")
-        word = max(set(tokenizer("a b c d e")["input_ids"]) - set(tokenizer.all_special_ids))
+        word = min({*range(len(tokenizer))} - {*tokenizer.all_special_ids})
         while reads > 7:
             try:
                 model(torch.full((1, reads), word))
@@ -492,11 +490,11 @@ def main(args):
             notes.append("one sentence: are its blank lines missing?")
         if sum(bool(UNSPACED.search(word)) for word in words) > 0.05 * len(words):
             notes.append("no spaces between words: segment the text first")
-        sizes = {"sentences": len(sentences), "words": len(words)}
-        report.append({"language": lang, "split": split} | sizes | {"notes": ", ".join(notes)})
+        report.append([lang, split, len(sentences), len(words), ", ".join(notes)])
     write_tables(args, make_encoder(args, corpora), corpora, sources, targets, tags_of(types))
-    pd.DataFrame(report).to_csv(args.artifacts / "report.csv", index=False)
-    print(pd.DataFrame(report).to_string(index=False))
+    report = pd.DataFrame(report, columns=["language", "split", "sentences", "words", "notes"])
+    report.to_csv(args.artifacts / "report.csv", index=False)
+    print(report.to_string(index=False))
     print(f"stage 1 done: {len(sources)} sources, {len(targets)} targets, types {types}")
 
 
@@ -519,10 +517,9 @@ def make_encoder(args, corpora):
 def write_tables(args, encoder, corpora, sources, targets, tags):
     """Every language a piece, then data/config.json, what later stages need to know of flags."""
     tokenizer, tag_ids = load_tokenizer(encoder), {tag: k for k, tag in enumerate(tags)}
-    check_encoder(encoder, tokenizer, args.max_length)
-    uses, how = ["encoder"], {"max_length": args.max_length}
-    if args.encoder != "scratch":
-        uses, how = [], how | {"encoder": [encoder, encoder_files(encoder)]}
+    check_encoder(encoder, tokenizer, args.max_length, len(tags))
+    uses, files = ["encoder"] * (args.encoder == "scratch"), encoder_files(encoder)
+    how = {"tags": tags, "max_length": args.max_length, "encoder": uses or [encoder, files]}
 
     def write(name, splits, tag_ids=None, below=()):
         def build(folder):
@@ -531,7 +528,7 @@ def write_tables(args, encoder, corpora, sources, targets, tags):
             datasets.DatasetDict(zip(splits, tables)).save_to_disk(folder)
 
         text = fingerprint(splits)
-        make(args, name, build, [*uses, *below], text=text, tags=tag_ids, **how)
+        make(args, name, build, [*uses, *below], text=text, **how)
 
     for lang in sources:
         splits = {split: corpora[lang, split][0] for split in ("train", "dev")}
@@ -542,10 +539,12 @@ def write_tables(args, encoder, corpora, sources, targets, tags):
         write(f"data/targets/{lang}", blind)
         if gold := {split: x for split, x in tagged.items() if x[0][1] is not None}:
             write(f"gold/{lang}", gold, tag_ids, [f"data/targets/{lang}"])  # of this very text
-    config = {"id": "", "pieces": {}, "sources": sources, "targets": targets, "tags": tags}
+    made = [f"data/sources/{x}" for x in sources] + [f"data/targets/{x}" for x in targets]
+    pieces = {name: read_piece(args.artifacts, name)["id"] for name in made}
+    config = {"id": "", "pieces": pieces, "sources": sources, "targets": targets, "tags": tags}
     config |= {"preset": args.preset, "synthetic": args.preset == "toy"}
     config["types_from"] = "--types" if args.types else [f"train tags of {s}" for s in sources]
-    config |= {"encoder": "scratch" if uses else encoder, "encoder_files": encoder_files(encoder)}
+    config |= {"encoder": "scratch" if uses else encoder, "encoder_files": files}
     path = args.artifacts / f"data/.config.{os.getpid()}"
     path.write_text(json.dumps(config, indent=1))
     path.replace(path.with_name("config.json"))
@@ -623,7 +622,7 @@ def make(args, name, build, uses=(), replace=False, **settings):
     folder, begun = Path(os.path.realpath(args.artifacts / name)), time.time()  # so links stay
     pieces = {used: read_piece(args.artifacts, used)["id"] for used in uses}
     wanted, there = json.loads(json.dumps(settings)) | pieces, folder.exists()
-    if there and not replace:
+    if there and not (replace and (folder / "config.json").exists()):
         try:
             record = json.loads((folder / "config.json").read_text())
             had = record["settings"] | record["pieces"]
@@ -632,11 +631,11 @@ def make(args, name, build, uses=(), replace=False, **settings):
             changed = ["config.json, damaged"]
         if not changed:
             return print(f"  kept  {name}")
-        if not args.overwrite:
+        if not vars(args).get("overwrite"):
             what = f"{args.artifacts / name}: made from other {', '.join(changed)}"
             raise UserError(f"{what}: pass --overwrite to replace it, or another --artifacts")
     mine = f".{folder.name}.{socket.gethostname()}-"
-    partial = folder.with_name(f"{mine}{os.getpid()}.partial")
+    partial, old = (folder.with_name(f"{mine}{os.getpid()}.{x}partial") for x in ("", "old."))
     for leftover in folder.parent.glob(f"{mine}*.partial"):
         pid = int(leftover.name.removeprefix(mine).split(".")[0])
         if pid == os.getpid() or not psutil.pid_exists(pid):  # killed; its number may come again
@@ -650,15 +649,16 @@ def make(args, name, build, uses=(), replace=False, **settings):
         record |= {"id": os.urandom(6).hex(), "settings": settings, "pieces": pieces}
         path.write_text(json.dumps(record | {"facts": facts}, indent=1))
         if there and folder.exists():
-            shutil.rmtree(folder.rename(partial.with_suffix(".old.partial")))
+            folder.rename(old)  # removed when the new one is in its place
         try:
             partial.rename(folder)
         except OSError:
             if not folder.exists():
                 raise
-            return make(args, name, build, uses, **settings)  # another process was first: alike?
+            return make(args, name, build, uses, replace, **settings)  # another was first: alike?
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     print(f"  wrote {name}  ({time.time() - begun:.0f} s)")
 
 

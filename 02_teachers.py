@@ -80,7 +80,8 @@ def open_data(artifacts):
 
 
 def load_table(artifacts, name):
-    with data.explained(f"{artifacts / name}: damaged", "run python 01_data.py --overwrite"):
+    remedy = f"remove {(artifacts / name).parent} and run python 01_data.py"
+    with data.explained(f"{artifacts / name}: damaged", remedy):
         return datasets.load_from_disk(str(artifacts / name))
 
 
@@ -118,7 +119,7 @@ def load_tagger(encoder, tags, seed, device):
     options["label2id"] = {tag: k for k, tag in enumerate(tags)}
     if device == "cpu":
         options["attn_implementation"] = "eager"  # faster there
-    with data.explained(f"{encoder}: cannot load it", "make it again, or choose another encoder"):
+    with data.explained(f"{encoder}: cannot load it", "make it anew, or choose another encoder"):
         return TAGGER.from_pretrained(encoder, dtype=torch.float32, **options).to(device)
 
 
@@ -495,8 +496,7 @@ def cache(args, config, target, name, teacher=None):
 
 
 def external_says(path, target, split, sentences, device):
-    """Labels of a teacher from elsewhere, and the probability of each for every word of sentences,
-    (N_words, labels). A checkpoint reads by its own tokenizer."""
+    """A foreign teacher's labels, and its probability of each for every word, (N_words, labels)."""
     file = Path(path, target, f"{split}.txt")
     if file.parent.is_dir():
         tagged, _ = data.read_conll(file)
@@ -510,15 +510,15 @@ def external_says(path, target, split, sentences, device):
         return says.columns, torch.tensor(says.values)
     with data.explained(f"--teacher {path}: no folder {target}, no tagger", "give either of them"):
         model = TAGGER.from_pretrained(path, dtype=torch.float32).to(device)
-    rows = [(words, None) for words in sentences]
-    table = data.encode(rows, data.load_tokenizer(path), 128)
-    logits = over_words(model, table, device).float()
-    return model.config.id2label.values(), logits.softmax(-1)
+        rows = [(words, None) for words in sentences]
+        table = data.encode(rows, data.load_tokenizer(path), 128)
+        logits = over_words(model, table, device).float()
+    labels = [label for _, label in sorted(model.config.id2label.items())]
+    return labels, logits.softmax(-1)
 
 
 def cache_external(args, config, target, name, path):
-    """One more recogniser, the same for every seed: logits/<target>/external-<name>-s<seed>. Its
-    labels are tags of ours or count as O; a probability of 0 is a logit of -20."""
+    """One more recogniser, the same for every seed; a label that is no tag of ours counts as O."""
     tags = config["tags"]
 
     def build(folder):
@@ -532,7 +532,7 @@ def cache_external(args, config, target, name, path):
                 if not ours.any():
                     raise data.UserError(f"--teacher {path}: no label is one of {' '.join(tags)}")
             p = torch.zeros(len(theirs), len(tags)).index_add_(1, ours, theirs)
-            rows = p.log().clamp(min=-20).half()
+            rows = p.log().clamp(min=-20).half()  # a probability of 0 is a logit of -20
             save_file({"logits": rows}, folder / f"{split}.safetensors")
         return {"tags": tags, "kappa": 1.0}
 
@@ -558,7 +558,7 @@ def main(args):
     for teacher, target in itertools.product(args.teacher, targets):
         name, _, path = teacher.partition("=")
         if not path or not name.isidentifier() or name in taken:
-            raise data.UserError(f"--teacher {teacher}: give NAME=PATH, a name not yet taken")
+            raise data.UserError(f"--teacher {teacher}: give NAME=PATH, NAME of letters, not taken")
         cache_external(args, config, target, name, path)
     if args.sources or not sources:
         return print("stage 2: done with these; without --sources it makes what is left")

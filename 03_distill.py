@@ -84,7 +84,10 @@ def resolve(name, target, sources, external=()):
     """A method and the sources and external teachers that it has; no source teaches itself."""
     family, _, one = name.partition("-")
     if name in METHODS:
-        return METHODS[name], [s for s in sources if s != target], external
+        method, others = METHODS[name], [source for source in sources if source != target]
+        if not others and (method.pairs or method.teachers != "sources"):
+            raise data.UserError(f"--methods {name} has no evaluator or pooled teacher: try tsl-kl")
+        return method, others, external
     if family == "tsl" and one in external:
         return TSL, [], [one]
     if family in ("tsl", "mtmt") and one in sources:
@@ -137,7 +140,7 @@ def bea(teacher_logits, weights=None, a=1.0, b=1.0, steps=50):
     C = teacher_logits.shape[-1]
     y = F.one_hot(teacher_logits.argmax(-1), C).double()                    # (K, N, C)
     r = y.mean(0)                                                           # start from the vote
-    for _ in range(steps):
+    for _ in range(steps if len(y) > 1 else 0):  # one teacher is taken at its word
         total = torch.tensor(C * b + len(r))
         log_pi = torch.digamma(b + r.sum(0)) - torch.digamma(total)         # (C,)
         counts = torch.einsum("nk,jnl->jkl", r, y)                          # true k, said l
@@ -163,10 +166,10 @@ def teacher_similarity(vectors, weights, kappas, i, j):
     return torch.einsum("kp,k->p", s, weights)
 
 
-def external_teachers(artifacts, target, seed):
+def external_teachers(artifacts, target):
     """Names of a target's teachers that were not trained here: 02_teachers.py --teacher NAME=..."""
-    found = (artifacts / "logits" / target).glob(f"external-*-s{seed}")
-    return sorted(x.name.removeprefix("external-").removesuffix(f"-s{seed}") for x in found)
+    found = (artifacts / "logits" / target).glob("external-*-s*")  # of any seed: all need them
+    return sorted({x.name.removeprefix("external-").rpartition("-s")[0] for x in found})
 
 
 def find_teachers(args, target, method, sources, external, seed):
@@ -202,8 +205,7 @@ def find_teachers(args, target, method, sources, external, seed):
 def squared_error(student_logits, p):
     """Eq. (6): ||q - p||^2 of every word, summed over the tags; TSL also divides by C.
 
-    (M, C), (M, C)  ->  (M,)
-    """
+    (M, C), (M, C)  ->  (M,)"""
     q = torch.softmax(student_logits, dim=-1)                               # (M, C)
     return (q - p).square().sum(-1)
 
@@ -348,7 +350,7 @@ def read_facts(args, config, caches):
 
 def combine(args, config, target, seed):
     """What the teachers together say of the test words: mixture, vote and BEA, as log p."""
-    external = external_teachers(args.artifacts, target, seed)
+    external = external_teachers(args.artifacts, target)
     taught_by = resolve("tsl-sim", target, config["sources"], external)
     recognisers, weights, _, _, uses = find_teachers(args, target, *taught_by, seed)
     if not recognisers:
@@ -367,12 +369,10 @@ def combine(args, config, target, seed):
 
 def distil(args, config, target, name, seed):
     """Train one student, students/<target>/<method>-s<seed>, unless it is there."""
-    external = external_teachers(args.artifacts, target, seed)
+    external = external_teachers(args.artifacts, target)
     method, sources, external = resolve(name, target, config["sources"], external)
     if not sources + external:
         return
-    if not sources and (method.pairs or method.teachers != "sources"):
-        raise data.UserError(f"--methods {name} has no evaluator or pooled teacher: try tsl-kl")
     if args.lam is not None and method.pairs:
         method = replace(method, lam=args.lam)
     found = find_teachers(args, target, method, sources, external, seed)
@@ -416,8 +416,8 @@ def distil(args, config, target, name, seed):
 def main(args):
     config = teachers.open_data(args.artifacts)
     targets = teachers.subset("--targets", args.targets, config["targets"])
-    for name, target, seed in itertools.product(args.methods, targets, args.seeds):
-        external = external_teachers(args.artifacts, target, seed)
+    for name, target in itertools.product(args.methods, targets):
+        external = external_teachers(args.artifacts, target)
         resolve(name, None, config["sources"], external)  # refused before any training
     for target, seed in itertools.product(targets, args.seeds):
         combine(args, config, target, seed)

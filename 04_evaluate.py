@@ -238,7 +238,7 @@ def compare(counts, baselines, pretend=()):
     counts: {target: {method: {seed: (N, types, 3)}}}, baselines: {target: {role: method}}. Where
     all targets but pretend ones have a contrast in the same runs, its mean has two rows: for these
     targets (mean-fixed) and targets drawn (mean-resampled). A column more: the baseline's role."""
-    rows, contrasts = [], {}
+    rows, contrasts, real = [], {}, counts.keys() - pretend or counts
     for target, systems in counts.items():
         f1 = {}
         for method, runs in systems.items():
@@ -259,11 +259,11 @@ def compare(counts, baselines, pretend=()):
                 deltas *= np.nan
             shown = base if role == "direct" else role
             rows.append([target, method, shown, delta, *interval(deltas), role])
-            if target not in pretend:
+            if target in real:
                 contrasts.setdefault((method, role), []).append((delta, deltas, tuple(d), shown))
     for (method, role), found in contrasts.items():
         delta, deltas, seeds, shown = zip(*found)
-        if len({*seeds}) == 1 and len(found) == len(counts.keys() - pretend) > 1:
+        if len({*seeds}) == 1 and len(found) == len(real) > 1:
             base = shown[0] if len({*shown}) == 1 else role
             by_target = np.stack(deltas, axis=1)                            # (R, targets)
             means = {"mean-fixed": by_target.mean(1), "mean-resampled": resample(by_target, 1)}

@@ -19,12 +19,17 @@ CASES = {  # name: (files, flags, what the line says)
     "UTF-16": ({"aa": {"train": GOOD.encode("utf-16")}}, PAIR, ["aa/train.txt:1", "UTF-8"]),
     "an untagged source": ({"aa": {"train": "Anna\nruns\n"}}, PAIR, ["source aa", "no tags"]),
     "a missing dev": ({"aa": {"dev": None}}, PAIR, ["aa/dev.txt", "no such file"]),
+    "a title before columns": (
+        {"bb": {"train": "corpus-v1\n\n" + GOOD.replace(" ", "\t")}}, PAIR,
+        ["bb/train.txt:3", "2 columns where other lines have 1"]),
     "no entity type in common": (
         {"bb": {"train": OTHER_TYPES}}, BOTH, ["no entity type", "aa: LOC PER", "bb: X Y"]),
     "a target of other types": (
         {"bb": {"test": "Anna B-ANIMAL\n"}}, PAIR, ["bb, test", "ANIMAL", "--types"]),
     "a type that no source has": ({}, [*PAIR, "--types", "PER", "ORG"], ["--types", "LOC PER"]),
     "unknown language": ({}, ["--sources", "zz", "--targets", "bb"], ["in/zz", "no such folder"]),
+    "a slash behind a source that is the target": (
+        {}, ["--sources", "aa/", "bb", "--targets", "aa"], ["in/aa/: no such folder"]),
     "its only source is itself": (
         {}, ["--sources", "aa", "--targets", "aa"], ["target aa", "itself"]),
     "no target left": ({}, ["--sources", "aa", "bb"], ["no target languages"]),

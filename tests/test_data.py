@@ -28,6 +28,7 @@ def write(tmp_path, content):
 @pytest.mark.parametrize("content", [
     "Anna NNP x B-PER\nruns VB x O\n\nin IN x O\nOslo NNP x B-LOC\n",
     "Anna\tB-PER\nruns\tO\n\nin\tO\nOslo\tB-LOC\n", "Anna B-PER\nruns O\n\nin O\nOslo B-LOC",
+    "Anna B-PER\t\nruns O\n\nin O\nOslo B-LOC\n",  # a tab that ends a line parts nothing
 ])
 def test_reads_a_word_and_its_tag_from_any_number_of_columns(tmp_path, content):
     sentences, _ = data.read_conll(write(tmp_path, content))

@@ -281,6 +281,23 @@ def test_models_that_are_no_plain_encoders_are_refused_in_stage_1(encoder, text,
     refused("01_data.py", tmp_path / "a", *flags, says=says)
 
 
+def test_a_tagger_of_other_labels_is_refused_in_stage_1(encoder, text, tmp_path):
+    path = tmp_path / "tagger"
+    tagger = transformers.AutoModelForTokenClassification
+    tagger.from_pretrained(encoder("BERT, WordPiece"), num_labels=3).save_pretrained(path)
+    data.load_tokenizer(encoder("BERT, WordPiece")).save_pretrained(path)
+    refused("01_data.py", tmp_path / "a", *first_stage(text, path), says=["tagger", "cannot serve"])
+
+
+def test_an_encoder_without_latin_letters_serves(text, tmp_path):
+    pieces = BERT + list("абвгд") + ["##" + letter for letter in "абвгд"]
+    tokenizer = Tokenizer(models.WordPiece(dict(zip(pieces, range(99))), unk_token="[UNK]"))
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    folder = save(tmp_path / "e", tokenizer, transformers.BertConfig)
+    data.check_encoder(folder, data.load_tokenizer(folder), 128, 7)
+
+
 @pytest.mark.parametrize("kind, positions, reads", [
     ("roberta", 128, 126), ("roberta", 66, 64), ("bert", 100, 100),
 ])

@@ -281,6 +281,15 @@ def test_the_means_are_those_of_the_targets_and_resampling_targets_is_wider():
     assert width("mean-fixed") < width("mean-resampled")
 
 
+def test_pretend_targets_are_left_out_of_means_unless_there_are_no_others():
+    counts = three_targets(np.random.default_rng(4))
+    baselines = dict.fromkeys(counts, BASELINES)
+    for pretend, of in ((["xx"], ["yy", "zz"]), (["xx", "yy", "zz"], ["xx", "yy", "zz"])):
+        rows = evaluate.compare(counts, baselines, pretend)
+        rows = rows[(rows.method == "mtmt") & (rows.role == "direct")].set_index("target").delta_f1
+        assert rows["mean-fixed"] == pytest.approx(rows[of].mean())
+
+
 def test_a_system_that_one_target_lacks_has_no_mean():
     counts = three_targets(np.random.default_rng(4))
     counts["zz"]["tsl-sim"] = counts["zz"]["mtmt"]

@@ -1,6 +1,7 @@
 """Teachers from elsewhere (02_teachers.py --teacher), and advice from pretend targets (stage 4)."""
 
 import importlib
+import json
 import shutil
 
 import numpy as np
@@ -82,6 +83,28 @@ def test_a_checkpoint_speaks_by_its_own_tokenizer_and_its_other_labels_count_as_
     assert other[:, place].max() < 1e-8
 
 
+def test_a_checkpoint_whose_labels_are_written_in_another_order_says_the_same(copied, tmp_path):
+    """As transformers writes eleven labels and more: "0", "1", "10", "2"."""
+    path = shutil.copytree(copied / "students/qac/tsl-avg-s0", tmp_path / "tagger")
+    config = json.loads((path / "config.json").read_text())
+    config["id2label"] = dict(reversed(config["id2label"].items()))
+    (path / "config.json").write_text(json.dumps(config))
+    here("02_teachers.py", copied, "--targets", "qac", "--teacher", f"same={path}")
+    assert (tags_of(copied, "logits/qac/external-same-s0", "test")
+            == tags_of(copied, "students/qac/tsl-avg-s0", "test")).all()
+
+
+def test_a_seed_without_the_external_teacher_of_another_is_refused(copied, tmp_path):
+    """Else runs of three teachers and of two would be averaged as one method."""
+    path = shutil.copytree(copied / "students/qac/tsl-avg-s0", tmp_path / "tagger")
+    here("02_teachers.py", copied, "--targets", "qac", "--teacher", f"x={path}")
+    for source in ("qaa", "qab", "qba", "qbb"):
+        shutil.copytree(copied / f"logits/qac/recogniser-{source}-s0",
+                        copied / f"logits/qac/recogniser-{source}-s1")
+    refused("03_distill.py", copied, "--targets", "qac", "--methods", "tsl-sim", "--seeds", "1",
+            says=["external-x-s1", "missing", "02_teachers.py"])
+
+
 def test_external_teachers_weigh_alike_and_the_rest_goes_by_similarity(copied):
     args = distill.parse_args(["--artifacts", str(copied)])
     taught_by = distill.resolve("tsl-sim", "qac", ["qaa", "qab", "qba", "qbb"], ["x", "y"])
@@ -101,12 +124,14 @@ def test_without_any_labelled_source_external_teachers_suffice(tmp_path):
     here("01_data.py", a, *flags, "--types", "PER", "LOC")
     refused("03_distill.py", a, "--methods", "tsl-kl", says=["bb", "--teacher"])
     here("02_teachers.py", a, "--teacher", f"x={folder}")
+    refused("03_distill.py", a, says=["mtmt", "no evaluator"])  # of the default methods
     says = ["mtmt", "no evaluator", "tsl-kl"]
     refuse_mtmt = ["--methods", "mtmt", "--seeds", "0"]
     here("03_distill.py", a, "--methods", "tsl-x", "tsl-kl")
     refused("03_distill.py", a, *refuse_mtmt, says=says)
     refused("03_distill.py", a, "--methods", "mtmt-x", says=["mtmt-x", "not one of"])
     here("04_evaluate.py", a)
+    refused("01_data.py", a, *flags, "--types", "PER", "ORG", says=["targets/bb", "tags"])  # the caches speak of LOC
     results = pd.read_csv(a / "results/results.csv")
     found = results[results.type == "micro"].set_index("method")["f1"]
     assert found["direct-x"] == 100 and {"tsl-x", "tsl-kl", "ensemble"} <= set(found.index)

@@ -114,6 +114,12 @@ def test_bea_recovers_planted_confusions_and_beats_the_vote_with_an_adversary():
     assert torch.allclose(counts / counts.sum(-1, keepdim=True), adversary, atol=0.06)
 
 
+def test_bea_of_one_teacher_is_that_teacher():
+    said = torch.tensor([0] * 90 + [1, 2] * 5)
+    r = distill.bea(F.one_hot(said, 3).float()[None])
+    assert (r.argmax(-1) == said).all()
+
+
 def test_bea_equals_a_plain_loop_of_its_updates():
     N, J, L = 12, 2, 3
     _, said = planted([0.7 * torch.eye(3) + 0.1, 0.6 * torch.eye(3) + 0.4 / 3], n=N)

@@ -66,6 +66,24 @@ def test_a_build_that_fails_leaves_the_piece_that_it_was_to_replace(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
+def test_a_piece_that_cannot_be_removed_is_replaced_all_the_same(tmp_path, monkeypatch):
+    data.make(arguments(tmp_path), "x", says("old"), size=1)
+    with monkeypatch.context() as stuck:  # as files that others hold open on a network's disk
+        stuck.setattr(data.shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or 1 / 0)
+        data.make(arguments(tmp_path, overwrite=True), "x", says("new"), size=2)
+    assert (tmp_path / "x/word").read_text() == "new"
+    data.make(arguments(tmp_path, overwrite=True), "x", says("newer"), size=3)
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]  # what was left is swept
+
+
+def test_a_folder_that_is_no_piece_is_not_replaced_unasked(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/thesis.txt").write_text("mine")
+    with pytest.raises(data.UserError, match="results: .*another --artifacts"):
+        data.make(SimpleNamespace(artifacts=tmp_path), "results", says("new"), replace=True)
+    assert files(tmp_path) == ["results/thesis.txt"]
+
+
 def test_a_killed_build_leaves_no_piece_and_the_next_one_sweeps_up(tmp_path):
     code = """
 import importlib, os, sys, types
@@ -259,6 +277,20 @@ def test_of_another_text_nothing_made_from_the_old_one_is_used(toy, tmp_path):
     refused("02_teachers.py", artifacts, *QUICK, says=["teachers/recogniser-qaa-s0", "--overwrite"])
     says = ["recogniser-qaa-s0", "made from another", "02_teachers.py"]
     refused("04_evaluate.py", artifacts, says=says)
+
+
+def test_a_first_stage_that_was_stopped_halfway_is_to_be_run_again(toy, tmp_path, monkeypatch):
+    artifacts, make = shutil.copytree(toy, tmp_path / "a"), data.make
+
+    def stop(args, name, *rest, **settings):
+        if name == "data/sources/qab":
+            raise KeyboardInterrupt
+        make(args, name, *rest, **settings)
+
+    with monkeypatch.context() as user, pytest.raises(KeyboardInterrupt):
+        user.setattr(data, "make", stop)
+        here("01_data.py", artifacts, "--types", "PER", "--overwrite")
+    refused("02_teachers.py", artifacts, *QUICK, says=["a/data:", "data/sources/qaa", "01_data.py"])
 
 
 @pytest.mark.parametrize("script, flags, says", [

@@ -152,7 +152,10 @@ def test_notebooks_are_small_and_were_run_from_top_to_bottom_without_an_error(pa
     assert path.stat().st_size < 1_000_000
     cells = [c for _, c in code_of(path)]
     assert [c["execution_count"] for c in cells] == list(range(1, len(cells) + 1))
-    assert not [o for c in cells for o in c["outputs"] if o["output_type"] == "error"]
+    outputs = [output for c in cells for output in c["outputs"]]
+    assert not [o for o in outputs if o["output_type"] == "error"]
+    figures = [o["data"] for o in outputs if "<Figure" in str(o.get("data", {}).get("text/plain"))]
+    assert all("image/png" in data for data in figures), "a figure is not shown"
     assert "colab.research.google.com" in path.read_text()
 
 
