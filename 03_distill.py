@@ -57,6 +57,7 @@ METHODS = {  # and tsl-<source>, mtmt-<source>: with one source's teachers alone
     "tsl-balanced": replace(UNWEIGHTED, similarity=False),  # a control: no more than mtmt's words
     "mtmt": MTMT,
     "mtmt-scaled": replace(MTMT, scaled=True),
+    "mtmt-scaled-nosim": replace(MTMT, scaled=True, similarity=False),
     "mtmt-avg": replace(MTMT, weights="uniform"),
     "mtmt-noalpha": replace(MTMT, alpha=False),
     "mtmt-nobeta": replace(MTMT, beta=False),
@@ -223,8 +224,7 @@ def similarity_loss(h, i, j, t, kappa=1.0):
     """Eq. (7): BCE(sigmoid(kappa cos(h_i, h_j)), t_ij) of every pair.
 
     h (M, H), i, j, t (P,)  ->  (P,). It cannot fall under the entropy of t; with kappa = 1 its
-    gradient by the cosine is sigmoid(cos) - t.
-    """
+    gradient by the cosine is sigmoid(cos) - t."""
     cos = F.cosine_similarity(h[i], h[j], dim=-1)                           # (P,)
     return F.binary_cross_entropy_with_logits(kappa * cos, t, reduction="none")
 
