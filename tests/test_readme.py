@@ -128,6 +128,4 @@ def test_the_readme_says_what_students_from_the_encoder_reach():
     runs = pd.read_csv(AFRICAN / "results.csv").query("method == 'ensemble' and seed == 2")
     taught_by = runs.drop_duplicates("target").f1.mean()
     assert f"{', '.join(shown)}; the `ensemble` that taught them {taught_by:.1f}." in text
-    seven = mean_f1("results.csv").unstack("target").drop(columns=[*SEEN]).mean(axis=1)
-    with_it, without = seven["mtmt-scaled"], seven["mtmt-scaled-nosim"]
-    assert f"has {with_it:.1f}, without its second task {without:.1f}." in text
+    assert f"Without its second task `mtmt-scaled` has {f1['mtmt-scaled-nosim']:.1f}." in text
