@@ -1,468 +1,700 @@
-"""Stage 1: read corpora, check and convert them, cut them into windows of sub-tokens.
+"""Stage 1: read the corpora and cut their sentences into windows of sub-tokens.
 
-    python 01_data.py                                                        synthetic languages
+    python 01_data.py                                                        the toy, offline
     python 01_data.py --preset wikiann --sources en de nl --targets sw yo    from the hub
     python 01_data.py --data-dir DIR --sources en --targets sw --encoder xlm-roberta-base
 
-Reads   the toy generator, hub data sets, or CoNLL files DIR/<lang>/{train,dev,test}.txt
-Writes  artifacts/data/config.json                  what later stages need to know of the flags
+Reads   the toy's generator, data sets of the hub, or CoNLL files DIR/<lang>/{train,dev,test}.txt
+Writes  artifacts/data/config.json                  sources, targets, tags and encoder
         artifacts/data/sources/<lang>/{train,dev}   windows with tags
         artifacts/data/targets/<lang>/{train,test}  windows WITHOUT tags
-        artifacts/gold/<lang>/{train,test}          the targets' tags, for stage 4
+        artifacts/gold/<lang>/{train,test}          the targets' tags: stage 4 alone opens them
         artifacts/encoder/, artifacts/report.csv    the toy's encoder; what was odd in the text
 
-The last two sections serve all stages: error messages, and how a piece of artifacts/ is made and
-read. Names used above their definition (make, explained, UserError) are from there.
+The first section below, on mistakes and on the pieces of artifacts/, serves all four stages.
 """
 
 import argparse
-import bisect
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import random
 import re
 import shutil
-import socket
 import sys
-import time
 from collections import Counter
 from pathlib import Path
-
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")  # or it keeps every shape it met
 
 import datasets
 import huggingface_hub
 import pandas as pd
-import psutil
 import torch
 import transformers
-from safetensors import SafetensorError
-from tokenizers import SentencePieceBPETokenizer, pre_tokenizers, processors
+from tokenizers import SentencePieceBPETokenizer, Tokenizer, pre_tokenizers, processors
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 datasets.disable_progress_bars()
-for library in (datasets, huggingface_hub):  # silences retries; what fails for good is raised
+for library in (datasets, huggingface_hub):  # no word of retries; what fails for good is raised
     library.utils.logging.set_verbosity(50)
 
 MBERT = "bert-base-multilingual-cased"
 PRESETS = {  # sources and targets where no flag names them
-    "toy": (["qaa", "qab", "qba", "qbb"], ["qac", "qbc"]),
-    "wikiann": (["en", "de", "nl", "ar"], ["sw", "yo", "am", "tl", "cy"]),
-    "masakhaner": (["hau", "swa", "yor"], ["kin", "pcm", "ibo", "xho"]),
-    "conll": (["en"], ["es", "nl"]),
+    "toy": ("qaa qab qba qbb", "qac qbc"),
+    "wikiann": ("en de nl ar", "sw yo tl cy"),
+    "masakhaner": ("hau swa yor", "kin pcm ibo xho"),
+    "conll": ("en", "es nl"),
 }
 HUB_FILES = {  # those with @ are the hub's own Parquet copies
-    "wikiann": "unimelb-nlp/wikiann/{}/{}-00000-of-00001.parquet",
-    "masakhaner": "masakhane/masakhaner2@refs%2Fconvert%2Fparquet/{}/{}/0000.parquet",
-    "conll": "eriktks/conll2002@refs%2Fconvert%2Fparquet/{}/{}/0000.parquet",
-    "conll en": "eriktks/conll2003@refs%2Fconvert%2Fparquet/conll2003/{1}/0000.parquet",
+    "wikiann": "unimelb-nlp/wikiann/{lang}/{split}-00000-of-00001.parquet",
+    "masakhaner": "masakhane/masakhaner2@refs%2Fconvert%2Fparquet/{lang}/{split}/0000.parquet",
+    "conll": "eriktks/conll2002@refs%2Fconvert%2Fparquet/{lang}/{split}/0000.parquet",
+    "conll en": "eriktks/conll2003@refs%2Fconvert%2Fparquet/conll2003/{split}/0000.parquet",
 }
-HUB_TYPES = {"masakhaner": ["DATE"], "conll": ["MISC"]}  # beside PER, ORG and LOC
-ENCODER_REMEDY = "name a folder or a hub model within reach; remove artifacts/encoder if damaged"
-TOY_SENTENCES = {"train": 600, "dev": 100, "test": 300}
-TINY = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256)
-TINY_VOCABULARY, TINY_EPOCHS, TINY_LR = 2000, 5, 1e-3  # enough for the toy, in some 15 s on a CPU
+HUB_TYPES = {"masakhaner": "DATE", "conll": "MISC"}  # beside PER, ORG and LOC
+NOT_NAMES = ["pooled", "avg", "sim", "kl", "scaled"]  # of sources: tsl-avg is a system
 
 
 def parse_args(argv=None):
-    p = Parser(description=__doc__.splitlines()[0])
-    where = p.add_mutually_exclusive_group()
-    where.add_argument("--preset", choices=PRESETS, help="default: toy (offline); others download")
-    where.add_argument("--data-dir", type=Path, help="DIR/<lang>/{train,dev,test}.txt")
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    # where the text comes from
+    p.add_argument("--preset", choices=PRESETS, default="toy", help="all but the toy download")
+    p.add_argument("--data-dir", type=Path, help="your own: DIR/<lang>/{train,dev,test}.txt")
     p.add_argument("--sources", nargs="+", metavar="LANG", help="languages with labels")
     p.add_argument("--targets", nargs="+", metavar="LANG", help="languages to tag; sources may be")
     p.add_argument("--types", nargs="+", metavar="TYPE", help="default: those that sources share")
-    p.add_argument("--limit", type=at_least(1), help="first N sentences, or lines of text.txt")
+    # how much of it: the first N sentences
+    p.add_argument("--limit", type=int, metavar="N", help="of the sources' train and dev")
+    p.add_argument("--limit-text", type=int, metavar="N", help="of the targets' training text")
+    p.add_argument("--limit-test", type=int, metavar="N", help="of the targets' test text")
+    # what reads it
     p.add_argument("--encoder", help=f"folder or hub name; default {MBERT}, for the toy 'scratch'")
-    p.add_argument("--max-length", type=at_least(8), default=128, help="sub-tokens a window (TSL)")
-    p.add_argument("--seed", type=at_least(0), default=0, help="of the toy and its encoder")
+    p.add_argument("--max-length", type=int, default=128, help="sub-tokens in a window (TSL)")
+    p.add_argument("--seed", type=int, default=0, help="of the toy's text and encoder")
     add_common_flags(p)
     args = p.parse_args(argv)
-    args.preset = args.preset or ("own" if args.data_dir else "toy")
+    if args.data_dir:
+        args.preset = "own"
+    sources, targets = PRESETS.get(args.preset, ("", ""))
+    args.sources = [lang.rstrip("/") for lang in args.sources or sources.split()]
+    args.targets = [lang.rstrip("/") for lang in args.targets or targets.split()]
     args.encoder = args.encoder or ("scratch" if args.preset == "toy" else MBERT)
+    if not args.targets or not args.sources + (args.types or []):
+        p.error("no languages: name --targets and --sources (or --types, if you have no source)")
+    for lang in args.sources:
+        if lang in NOT_NAMES or list(args.artifacts.glob(f"logits/*/external-{lang}-s*")):
+            p.error(f"--sources {lang}: direct-{lang} would be two systems: rename the folder")
     return args
 
 
-# ------------------------------------------------------------------------ toy languages
+def add_common_flags(p):
+    """The flags that all stages have."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    p.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="the shared folder")
+    p.add_argument("--overwrite", action="store_true", help="make anew what other settings made")
+    p.add_argument("--device", choices=["cuda", "cpu"], default=device)
+
+
+# ------------------------------------------------------------------------ serves all stages
+# What a stage makes are *pieces*: folders of artifacts/ that are whole or absent. A piece gets last
+# its record.json: the settings it was made from (among them, by name, the fingerprints of other
+# pieces), its own fingerprint, of settings and files, and facts, which are never compared.
+
+def stop(message):
+    """A mistake that users make: one line that says where it is and what helps, exit status 2."""
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def read_record(folder):
+    if not (folder / "record.json").exists():
+        stop(f"{folder}: missing or incomplete: run the earlier stages first")
+    return json.loads((folder / "record.json").read_text())
+
+
+def inputs(artifacts, *names):
+    """{piece: fingerprint}, for the settings of what is made from these pieces.
+
+    A piece is stale if something that it was made from has another fingerprint now: refused.
+    """
+    found = {}
+    for name in names:
+        record = read_record(artifacts / name)
+        for below, known in record["settings"].items():
+            is_piece = (artifacts / below / "record.json").exists()
+            if is_piece and inputs(artifacts, below)[below] != known:
+                what = f"{artifacts / name}: made from another {below} than there is now"
+                stop(f"{what}: run its stage again with --overwrite, or remove it")
+        found[name] = record["fingerprint"]
+    return found
+
+
+def made(folder, settings, overwrite=False):
+    """Is the piece there, made from these settings? One made from others is refused."""
+    if not (folder / "record.json").exists():
+        return False
+    before = read_record(folder)["settings"]
+    settings = json.loads(json.dumps(settings))
+    if before == settings:
+        print(f"  kept  {folder}")
+    elif not overwrite:
+        other = [name for name in settings if settings[name] != before.get(name)]
+        remedy = "pass --overwrite to replace it, or another --artifacts"
+        stop(f"{folder}: made from other {', '.join(other)}: {remedy}")
+    return before == settings
+
+
+@contextlib.contextmanager
+def writing(folder, settings, **facts):
+    """Fill a piece beside its place, and move it there when it is whole."""
+    folder = folder.resolve()  # a link stays: what it points to is replaced
+    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
+        try:
+            os.kill(int(leftover.suffixes[-2][1:]), 0)  # asks whether that process runs, no more
+        except ProcessLookupError:
+            shutil.rmtree(leftover, ignore_errors=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        record = {"settings": settings, "facts": facts}
+        record["fingerprint"] = fingerprint([settings, file_hashes(partial)])
+        (partial / "record.json").write_text(json.dumps(record, indent=1))
+        if not made(folder, settings, overwrite=True):  # else another process was first
+            (folder / "record.json").unlink(missing_ok=True)  # what a kill leaves counts as absent
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+            print(f"  wrote {folder.parent.name}/{folder.name}")
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def fingerprint(thing):
+    """A short hash of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(thing).encode()).hexdigest()[:16]
+
+
+def file_hashes(folder, pattern="."):
+    """{name: sha256} of the files in a folder whose names match."""
+    paths = [path for path in sorted(folder.rglob("*")) if re.match(pattern, path.name)]
+    return {x.name: hashlib.sha256(x.read_bytes()).hexdigest() for x in paths if x.is_file()}
+
+
+def encoder_fingerprint(encoder):
+    """Of an encoder folder its files of weights and vocabulary, of a hub name its commit."""
+    if Path(encoder).is_dir():
+        return fingerprint(file_hashes(Path(encoder), r"config|tokeniz|vocab|merges|model|pytorch"))
+    return load(transformers.AutoConfig, encoder)._commit_hash
+
+
+def load(auto_class, folder, **options):
+    """What from_pretrained gives, or one line on why it gives nothing."""
+    try:
+        return auto_class.from_pretrained(folder, trust_remote_code=False, **options)
+    except Exception as error:  # foreign folders fail in too many ways to list
+        remedy = "name a folder, or a model of the hub within reach"
+        stop(f"{folder}: cannot load it ({type(error).__name__}: {str(error)[:300]}): {remedy}")
+
+
+def load_model(auto_class, folder, new="$", **options):
+    """A model in fp32. Weights that its files lack would be drawn at random, and the library only
+    warns: refused, but for those whose names match `new`; so is what is not finite."""
+    options.update(dtype=torch.float32, output_loading_info=True)
+    model, info = load(auto_class, folder, **options)
+    lacking = sorted(name for name in info["missing_keys"] if not re.match(new, name))
+    if lacking:
+        what = f"{len(lacking)} weights are not in its files ({', '.join(lacking[:3])})"
+        stop(f"{folder}: {what}: give them the names of {type(model).__name__}")
+    if not all(weights.isfinite().all() for weights in model.parameters()):
+        stop(f"{folder}: some of its weights are not finite (NaN): it is damaged, choose another")
+    return model
+
+
+# ------------------------------------------------------------------------ the toy's languages
 # Two families of three languages. A proto-lexicon splits by regular sound changes. Family qa is
 # head first (verb before object, case word before name); qb mirrors that and capitalises nouns.
 
-SOUND_CHANGES = {  # ("pkw", "fxv"): p becomes f, k becomes x, w becomes v
-    "qa": ("pkw", "fxv"), "qaa": ("e", "i"), "qab": ("dz", "tc"), "qac": ("x", "h"),
-    "qb": ("bgsu", "vhzo"), "qba": ("r", "l"), "qbb": ("m", "n"), "qbc": ("zo", "ca"),
+SOUND_CHANGES = {  # pkw>fxv: p becomes f, k becomes x, w becomes v
+    "qa": "pkw>fxv", "qaa": "e>i", "qab": "dz>tc", "qac": "x>h",
+    "qb": "bgsu>vhzo", "qba": "r>l", "qbb": "m>n", "qbc": "zo>ca",
 }
-LEXICON = {
-    "noun": 60, "verb": 20, "adjective": 20, "title": 4, "in": 2, "from": 2, "company": 5,
-    "meet": 4, "the": 2, "first": 60, "last": 60, "town": 60, "brand": 50,
-}
+LEXICON = """
+noun 60, verb 20, adjective 20, title 4, in 2, from 2, company 5, meet 4, the 2, first 60, last 60,
+town 60, brand 50
+"""  # how many words each class has
 # Capitals are rules, lower case is a word of that class, TYPE:class+class a name; twice is twice as
 # likely. Only its neighbours tell a name's type: towns and firms are named after people at times.
-GRAMMAR = {
-    "SENTENCE": ["WHO ACT"], "WHO": ["THING", "PERSON", "PERSON", "FIRM"],
-    "ACT": ["DEED", "DEED PLACE"], "DEED": ["verb THING", "verb FIRM", "meet PERSON"],
-    "THING": ["the noun"] * 2 + ["the adjective noun"], "PERSON": ["title NAME"] * 2 + ["NAME"],
-    "NAME": ["PER:first+last", "PER:first+last", "PER:first", "PER:last"],
-    "PLACE": ["in LOC:town", "in LOC:town", "in LOC:town", "in LOC:last"],
-    "FIRM": ["company ORG:brand", "company ORG:town", "from ORG:brand", "from ORG:last"],
-}
+GRAMMAR = """
+SENTENCE = WHO ACT
+WHO      = THING | PERSON | PERSON | FIRM
+ACT      = DEED | DEED PLACE
+DEED     = verb THING | verb FIRM | meet PERSON
+THING    = the noun | the noun | the adjective noun
+PERSON   = title NAME | title NAME | NAME
+NAME     = PER:first+last | PER:first+last | PER:first | PER:last
+PLACE    = in LOC:town | in LOC:town | in LOC:town | in LOC:last
+FIRM     = company ORG:brand | company ORG:town | from ORG:brand | from ORG:last
+"""
+RULES = dict(re.findall(r"(\w+) += (.*)", GRAMMAR))
+TOY_SENTENCES = {"train": 600, "dev": 100, "test": 300}
+
+
+def toy_word(rng):
+    """Two or three syllables of a consonant and a vowel."""
+    syllables = range(rng.choice([2, 2, 3]))
+    return "".join(rng.choice("ptkbdgmnslrwz") + rng.choice("aeiou") for _ in syllables)
 
 
 def toy_lexicon(lang, seed):
     """{class: [word]} of a daughter language: proto-words, replaced in part, then sound changes."""
-
-    def invent(rng):
-        syllables = range(rng.choice([2, 2, 3]))
-        return "".join(rng.choice("ptkbdgmnslrwz") + rng.choice("aeiou") for _ in syllables)
-
     rng = random.Random(f"proto {seed}")
-    lexicon = {name: [invent(rng) for _ in range(size)] for name, size in LEXICON.items()}
+    lexicon = {}
+    for name, size in re.findall(r"(\w+) (\d+)", LEXICON):
+        lexicon[name] = [toy_word(rng) for _ in range(int(size))]
     for name, share in ((lang[:2], 0.3), (lang, 0.1)):  # of words new in a family, then in itself
-        rng, change = random.Random(f"{name} {seed}"), SOUND_CHANGES[name]
+        rng = random.Random(f"{name} {seed}")
+        change = str.maketrans(*SOUND_CHANGES[name].split(">"))
         for words in lexicon.values():
             for k, word in enumerate(words):
-                word = invent(rng) if rng.random() < share else word
-                words[k] = word.translate(str.maketrans(*change))
+                if rng.random() < share:
+                    word = toy_word(rng)
+                words[k] = word.translate(change)
     return lexicon
 
 
 def toy_phrase(symbol, lexicon, rng, head_last):
-    """Expand one grammar symbol into [(word, tag)]."""
-    if symbol in GRAMMAR:
-        parts = rng.choice(GRAMMAR[symbol]).split()
-        parts = [toy_phrase(part, lexicon, rng, head_last) for part in parts]
-        return sum(parts[::-1] if head_last and symbol != "SENTENCE" else parts, [])
+    """Expand one symbol of the grammar into [(word, tag)]."""
+    if symbol in RULES:
+        symbols = rng.choice(RULES[symbol].split(" | ")).split()
+        parts = [toy_phrase(part, lexicon, rng, head_last) for part in symbols]
+        if head_last and symbol != "SENTENCE":
+            parts.reverse()
+        return sum(parts, [])
     if ":" in symbol:
         kind, classes = symbol.split(":")
         name = [rng.choice(lexicon[c]).capitalize() for c in classes.split("+")]
-        return [(word, ("I-" if k else "B-") + kind) for k, word in enumerate(name)]
+        return [(name[0], f"B-{kind}")] + [(word, f"I-{kind}") for word in name[1:]]
     word = rng.choice(lexicon[symbol])
-    return [(word.capitalize() if head_last and symbol == "noun" else word, "O")]
+    if head_last and symbol == "noun":
+        word = word.capitalize()
+    return [(word, "O")]
 
 
 def toy_corpus(lang, seed):
-    """{split: [(words, tags)]} of one synthetic language."""
-    if lang not in (known := [name for name in SOUND_CHANGES if len(name) == 3]):
-        raise UserError(f"unknown toy language {lang}: the toy has {' '.join(known)}")
-    lexicon, rng = toy_lexicon(lang, seed), random.Random(f"text {lang} {seed}")
-
-    def sentence():
-        phrase = toy_phrase("SENTENCE", lexicon, rng, head_last=lang.startswith("qb"))
-        return tuple(map(list, zip(*phrase, (".", "O"))))
-
-    return {split: [sentence() for _ in range(n)] for split, n in TOY_SENTENCES.items()}
+    """{split: [(words, tags)]} of one toy language."""
+    known = [name for name in SOUND_CHANGES if len(name) == 3]
+    if lang not in known:
+        stop(f"unknown toy language {lang}: the toy has {' '.join(known)}")
+    lexicon = toy_lexicon(lang, seed)
+    rng = random.Random(f"text {lang} {seed}")
+    corpus = {}
+    for split, n_sentences in TOY_SENTENCES.items():
+        corpus[split] = []
+        for _ in range(n_sentences):
+            phrase = toy_phrase("SENTENCE", lexicon, rng, head_last=lang.startswith("qb"))
+            words, tags = zip(*phrase, (".", "O"))
+            corpus[split].append((list(words), list(tags)))
+    return corpus
 
 
 # ------------------------------------------------------------------------ reading corpora
-# Every reader returns sentences [(words, tags)], tags None where there are none, and a Counter of
-# what it skipped. It guesses nothing: what is not plain is refused, with its line.
+# A reader returns sentences [(words, tags)], tags None where there are none, and a Counter of what
+# it skipped or mended. It guesses nothing: what can be read in two ways is refused with its line.
 
-TAG = re.compile(r"O|[BIESLUM]-\S+")
-CHUNK = re.compile(r"O|[BI]-(NP|VP|PP|ADJP|ADVP|SBAR|PRT|CONJP|INTJ|LST|UCP)")  # of CoNLL-2003
-GLUED = re.compile(r".+([,;|\u00a0])(O|[BIESLUM]-\w+)")  # a tag that no column parts from its word
-INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]")
-UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{8}")
+TAG = r"(O|[BIESLUM]-\S+)"
+NO_TAGS = {  # what a cell of the last column may look like instead, and what to do about it
+    r"[BIESLUM]-.*([,;|]|[^A-Za-z0-9]([BIESLUM]-|O$)).*": "has several tags: keep one",
+    r"[A-Z][A-Z_]+": "is no IOB tag: B- and I- are missing, as in B-PER I-PER",
+    rf"(?!{TAG}$).*": "is no IOB or IOBES tag (O, B-PER): put one into the last column",
+}
+NO_WORDS = {  # what more than half of the words may look like, and what to do about it
+    r".+?(\\t|[\W\d_]{1,2})(O|[BIESLUM]-[\w.-]+)": "tags inside the words: put a tab between them",
+    r"[a-z]{2,3}(-[a-z]+)*:.+": "a language before every word: take it off",
+    r".+,": "a comma behind every word: part columns by tabs",
+}
+CHUNK = r"O|[BI]-(NP|VP|PP|ADJP|ADVP|SBAR|PRT|CONJP|INTJ|LST|UCP)"  # of CoNLL-2003
+INVISIBLE = "[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]"
+UNSPACED = ".*[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{8}.*"
 
 
-def read_text(path):
+def share(pattern, cells):
+    """What share of the cells looks like the pattern?"""
+    return sum(bool(re.fullmatch(pattern, cell)) for cell in cells) / max(1, len(cells))
+
+
+def read_lines(path):
     """The lines of a UTF-8 file, and a Counter of byte order marks and foreign line ends."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file (text.txt serves only a target that is no source)")
+        stop(f"{path}: no such file (a target may have raw text instead, in text.txt)")
+    raw = path.read_bytes()
     try:
-        text = (raw := path.read_bytes()).decode("utf-8")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: not UTF-8: convert the file, e.g. with iconv") from None
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        stop(f"{path}:{line}: not UTF-8: convert the file, for example with iconv")
+    lines = re.split(r"\r*\n|\r", text)  # \r\r\n is one line end, too
     counts = Counter(crlf=text.count("\r"), bom=sum(line[:1] == "\ufeff" for line in lines))
     return [line.removeprefix("\ufeff") for line in lines], counts
 
 
 def read_conll(path):
-    """Read a CoNLL file: a word in the first column, its tag in the last or none at all, as many
-    columns on every line, a blank line between sentences."""
-    lines, counts = read_text(path)
-    content = [x for x in lines if x.strip() and not x.startswith("-DOCSTART-")] or [""]
-    text = [line for line in content if line[:1] != "#"] or content
-    gap = "\t" if any("\t" in line.rstrip() for line in text) else " +"
-    width, sentences = len(re.split(gap, text[0].rstrip("\t "))), [[]]
+    """A CoNLL file: on each line a word, perhaps other columns, and the word's tag; a blank line
+    between sentences. A file of one column has no tags."""
+    lines, counts = read_lines(path)
+    content = [x for x in lines if x.strip() and not x.startswith(("-DOCSTART-", "#"))] or ["."]
+    gap = "\t" if any("\t" in line.rstrip() for line in content) else " +"
+    width = len(re.split(gap, content[0].rstrip("\t ")))
+    sentences = [[]]  # the last one is being read: rows [word, ..., tag]
     for number, line in enumerate(lines, start=1):
         columns = [column.strip(" ") for column in re.split(gap, line.rstrip("\t "))]
+        is_spaced = len(columns) > width == 2 and gap == " +" and columns[-1] == "O"
         comment = r"# \S+ = " if len(columns) == width else r"#\s"
-        if gap == " +" and len(columns) > width == 2 and columns[-1] == "O" and columns[0] != "#":
-            columns = [" ".join(columns[:-1]), "O"]  # a space inside a word that is no name
-        tag, problem = INVISIBLE.sub("", columns[-1]) if width > 1 else "O", ""
+        problem = None
         if not line.strip() or line.startswith("-DOCSTART-"):
-            counts["docstart"] += bool(line.strip())
+            counts["docstart"] += len(line.strip()) > 0
             sentences.append([])
         elif not sentences[-1] and re.match(comment, line):
             counts["comment"] += 1
+        elif is_spaced and any(re.match(r"[BIESLUM]-\w", column) for column in columns):
+            problem = "two lines run together: put a line end between them"
+        elif is_spaced and columns[0] != "#":  # a space inside a word that is no name
+            sentences[-1].append([" ".join(columns[:-1]), "O"])
         elif len(columns) != width:
             problem = f"{len(columns)} columns where other lines have {width}: give all as many"
         elif not columns[0].strip():
             counts["no_word"] += 1
-        elif not TAG.fullmatch(tag):
-            problem = f"{tag!a} is no IOB or IOBES tag (O, B-PER): put one into the last column"
         else:
-            counts["invisible"] += width > 1 and tag != columns[-1]
+            if width > 1:
+                tag = re.sub(INVISIBLE, "", columns[-1])
+                counts["invisible"] += tag != columns[-1]
+                columns[-1] = tag
+                problem = next((x for form, x in NO_TAGS.items() if re.fullmatch(form, tag)), None)
             counts["spaces"] += gap == " +" and line.count(" ") >= width
-            sentences[-1].append((columns[0], tag, columns[1:-1]))
+            sentences[-1].append(columns)
         if problem:
-            raise UserError(f"{path}:{number}: {problem}")
-    sentences = [list(zip(*rows)) for rows in sentences if rows]
+            stop(f"{path}:{number}: {problem} ({columns[-1]!a})")
+    sentences = [rows for rows in sentences if rows]
     if not sentences:
-        raise UserError(f"{path}: no sentences in it: put a word and its tag on each line")
-    check_columns(path, sentences, width > 1)
-    return [(list(w), list(tags) if width > 1 else None) for w, tags, _ in sentences], counts
+        stop(f"{path}: no sentences in it: put a word and its tag on each line")
+    check_columns(path, sentences, counts["no_word"])
+    words = [[row[0] for row in rows] for rows in sentences]
+    tags = [[row[-1] for row in rows] if width > 1 else None for rows in sentences]
+    return list(zip(words, tags)), counts
 
 
-def check_columns(path, sentences, tagged):
-    """Refuse an index before the words, other tags between word and tag, tags inside the words."""
+def check_columns(path, sentences, no_word):
+    """Refuse columns that are not what they seem, where nearly all of their cells say so.
 
-    def is_index(words):
-        numbers = [word for word in words if not re.fullmatch(r"\d+[-.]\d+", word)]  # not "1-2"
-        return numbers in [[str(n + first) for n in range(len(numbers))] for first in (0, 1)]
+    sentences: [[[word, ..., tag], ...], ...]; no_word: how many lines had no word
+    """
+    words, *others = zip(*[row for rows in sentences for row in rows])
+    steps = []  # from one word of a sentence to the next: does it repeat, or count?
+    for rows in sentences:
+        column = [row[0] for row in rows if not re.fullmatch(r"\d+[-.]\d+", row[0])]
+        for a, b in zip(column, column[1:]):
+            steps.append(a == b or (a.isdecimal() and b == str(int(a) + 1)))
+    if sum(steps) > max(2, 0.9 * len(steps)) or no_word > max(9, 0.1 * len(words)):
+        stop(f"{path}: the first column is an index or empty: put the word first")
+    for form, problem in NO_WORDS.items():
+        if share(form, words) > 0.5:
+            stop(f"{path}: {problem} ({words[0]!a})")
+    for number, column in enumerate(others, start=2):
+        marked = [cell for cell in column if cell != "O"]
+        is_last = number == len(others) + 1
+        has_chunks = share(CHUNK, marked) > 0.5
+        if share(TAG, marked) > 0.5 and has_chunks == is_last:
+            problem = "chunks (NP, VP) in its last column" if is_last else "two tag columns"
+            stop(f"{path}: {problem} (column {number}): keep the entities, in the last one")
 
-    def is_all(form, column):
-        return set(column) != {"O"} and all(map(form.fullmatch, column))
 
-    words, tags, between = (list(itertools.chain(*column)) for column in zip(*sentences))
-    problem, glued = "", list(filter(None, map(GLUED.fullmatch, words)))
-    prefix = re.match(r"([a-z]{2,3}(-[a-z]+)*:)?", words[0])[0]
-    if prefix and all(word.startswith(prefix) for word in words):
-        problem = f"{prefix!r} before every word: take it off (sed 's/^{prefix}//')"
-    if tagged and len(words) > len(sentences) and all(is_index(w) for w, _, _ in sentences):
-        problem = "the first column is an index: put the word first"
-    for number, column in enumerate(zip(*between), start=2):
-        if is_all(TAG, column) and not is_all(CHUNK, column):
-            problem = f"two tag columns, column {number} and the last: keep one, the last"
-    if is_all(CHUNK, tags):
-        problem = "its last column has chunks (NP, VP): put entities there"
-    if not tagged and len(glued) > len(words) / 2:
-        problem = f"tags behind {glued[0][1]!a} inside the words ({glued[0][0]!r}): use a tab"
-    if problem:
-        raise UserError(f"{path}: {problem}")
+def read_raw_text(path):
+    """A target's text without tags, one sentence per line, split as by BERT's pre-tokenizer."""
+    lines, counts = read_lines(path)
+    lines = [line.strip() for line in lines if line.strip()]
+    tokens = [token for line in lines for token in line.split()]
+    if share(list(NO_WORDS)[0], tokens) > 0.5 or share(rf"\S+\s(.*\s)?{TAG}", lines) > 0.5:
+        stop(f"{path}: words with tags, no raw text: name it train.txt, a tab before each tag")
+    splitter = pre_tokenizers.BertPreTokenizer()
+    lines = [[word for word, _ in splitter.pre_tokenize_str(line)] for line in lines]
+    return [(words, None) for words in lines if words], counts
 
 
 def read_folder(folder, lang, splits):
-    """{split: (sentences, counts)} of DIR/<lang>; text.txt is a target's raw text, a sentence a
-    line, its words as BERT's pre-tokenizer splits them."""
+    """{split: (sentences, counts)} of DIR/<lang>. A target may have raw text, text.txt: it is the
+    training text, and the test text, too, where there is no test.txt."""
     if Path(lang).name != lang or not (folder / lang).is_dir():
-        raise UserError(f"{folder}/{lang}: no such folder: --data-dir needs DIR/<lang>/train.txt")
-    raw, read, words_of = folder / lang / "text.txt", {}, pre_tokenizers.BertPreTokenizer()
+        stop(f"{folder}/{lang}: no such folder: --data-dir needs DIR/<lang>/train.txt")
+    raw = folder / lang / "text.txt"
+    corpus = {}
     for split in splits:
-        path = raw.with_name(f"{split}.txt")
-        if "dev" in splits or not raw.is_file() or (split == "test" and path.is_file()):
-            read[split] = read_conll(path)
-        else:
-            lines, counts = read_text(raw)
-            lines = [[word for word, _ in words_of.pre_tokenize_str(line)] for line in lines]
-            read[split] = [(words, None) for words in lines if words], counts
-    return read
+        path = folder / lang / f"{split}.txt"
+        use_raw = "dev" not in splits and raw.is_file() and (split == "train" or not path.is_file())
+        corpus[split] = read_raw_text(raw) if use_raw else read_conll(path)
+    return corpus
 
 
 def read_hub(preset, lang, splits):
-    """{split: (sentences, counts)} of one language of a hub preset; empty words are left out."""
-    files = "hf://datasets/" + HUB_FILES.get(f"{preset} {lang}", HUB_FILES[preset])
-    files = {x: files.format(lang, {"dev": "validation"}.get(x, x)) for x in splits}
-    tags = tags_of(["PER", "ORG", "LOC", *HUB_TYPES.get(preset, [])])
-    remedy = "try `hf auth login`, or offline the toy, or --data-dir DIR --encoder scratch"
-    with explained(f"--preset {preset}, language {lang}: cannot load it from the hub", remedy):
-        read = {split: ([], Counter()) for split in splits}
-        for split, table in datasets.load_dataset("parquet", data_files=files).items():
-            names = getattr(table.features["ner_tags"].feature, "names", tags)
-            if changed := {*names} ^ {*tags}:
-                raise ValueError(f"tags have changed: {sorted(changed)}")
-            for words, numbers in zip(table["tokens"], table["ner_tags"]):
-                if min(numbers, default=0) < 0:
-                    raise ValueError(f"a word without a tag in {words}")
-                words = [" ".join((word or "").split()) for word in words]
-                read[split][1]["no_word"] += words.count("")
-                if kept := [(word, names[n]) for word, n in zip(words, numbers) if word]:
-                    read[split][0].append(tuple(map(list, zip(*kept))))
-    return read
+    """{split: (sentences, counts)} of one language of a preset; empty words are left out."""
+    location = "hf://datasets/" + HUB_FILES.get(f"{preset} {lang}", HUB_FILES[preset])
+    known = tags_of(["PER", "ORG", "LOC", *HUB_TYPES.get(preset, "").split()])
+    corpus = {}
+    for split in splits:
+        file = location.format(lang=lang, split="validation" if split == "dev" else split)
+        try:
+            table = datasets.load_dataset("parquet", data_files=file, split="train")
+        except Exception as error:  # networks fail in too many ways to list
+            remedy = "try `hf auth login`, or offline the toy, or --data-dir DIR --encoder scratch"
+            stop(f"--preset {preset}, language {lang}: not from the hub ({error}): {remedy}")
+        tags = getattr(table.features["ner_tags"].feature, "names", known)
+        sentences = []
+        for words, numbers in zip(table["tokens"], table["ner_tags"]):
+            words = [" ".join((word or "").split()) for word in words]
+            if set(tags) != set(known) or min(numbers, default=0) < 0:
+                stop(f"--preset {preset}, language {lang}: other tags than {known} ({words})")
+            kept = [k for k, word in enumerate(words) if word]
+            sentences.append(([words[k] for k in kept], [tags[numbers[k]] for k in kept]))
+        corpus[split] = [pair for pair in sentences if pair[0]], Counter()
+    return corpus
 
+
+def read_corpus(args, lang, splits):
+    """{split: (sentences, counts)} of one language, from wherever the flags say."""
+    if args.data_dir:
+        corpus = read_folder(args.data_dir, lang, splits)
+    elif args.preset == "toy":
+        corpus = {split: (x, Counter()) for split, x in toy_corpus(lang, args.seed).items()}
+    else:
+        corpus = read_hub(args.preset, lang, splits)
+    limits = {"train": args.limit, "dev": args.limit}
+    if "test" in splits:  # a target
+        limits = {"train": args.limit_text, "test": args.limit_test}
+    return {split: (corpus[split][0][: limits[split]], corpus[split][1]) for split in splits}
+
+
+def oddities(sentences, unknown):
+    """What is suspicious in a text, in words; unknown: share of its sub-tokens, for the encoder."""
+    words = [word for words, _ in sentences for word in words]
+    lengths = Counter(len(words) for words, _ in sentences)
+    table = [
+        ("one sentence: are its blank lines missing?", len(sentences) == 1 and len(words) > 200),
+        ("hardly a sentence is longer than a word", lengths[1] > max(9, 0.9 * len(sentences))),
+        ("no spaces between words: segment the text first", share(UNSPACED, words) > 0.05),
+        ("most words are numbers or identifiers", share(r".*\d.*", words) > 0.5),
+        ("as many signs as in JSON, CSV or XML", share(r"[\W_]+", words) > 0.25),
+        (f"{unknown:.0%} of sub-tokens unknown to the encoder", unknown > 0.05),
+    ]
+    return [what for what, is_so in table if is_so]
+
+
+# ------------------------------------------------------------------------ tags
 
 def tags_of(types):
-    return ["O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI")]
-
-
-def read_corpora(args):
-    """Sources, targets and {(lang, split): (sentences, counts)}, by flags or preset."""
-    defaults, corpora = PRESETS.get(args.preset, ([], [])), {}
-    sources = list(dict.fromkeys(args.sources or defaults[0]))
-    targets = list(dict.fromkeys(args.targets or defaults[1]))
-    if not targets:
-        raise UserError("no target languages: name them with --targets")
-    if not sources and not args.types:
-        raise UserError("no source languages: name them with --sources, or entity types by --types")
-    if len(sources) == 1 and sources[0] in targets:
-        raise UserError(f"target {sources[0]}: its only source is itself: add another to --sources")
-    for lang in dict.fromkeys(sources + targets):
-        splits = ["train"] + ["dev"] * (lang in sources) + ["test"] * (lang in targets)
-        if args.preset == "toy":
-            read = {split: (text, Counter()) for split, text in toy_corpus(lang, args.seed).items()}
-        elif args.data_dir:
-            read = read_folder(args.data_dir, lang, splits)
-        else:
-            read = read_hub(args.preset, lang, splits)
-        for split in splits:
-            sentences, counts = read[split]
-            if not sentences:
-                raise UserError(f"language {lang}: no sentences in its {split} split")
-            corpora[lang, split] = sentences[: args.limit], counts
-            if lang in sources and split != "test" and sentences[0][1] is None:
-                raise UserError(f"source {lang}: no tags in its {split} split: only targets may")
-    return sources, targets, corpora
-
-
-def shared_types(corpora, sources, wanted):
-    """The entity types a student will know, by the sources' training tags alone."""
-    found = {}
-    for source in sources:
-        tags = itertools.chain(*(tags for _, tags in corpora[source, "train"][0]))
-        found[source] = {tag[2:] for tag in tags} - {""}
-    shared = set.intersection(*found.values()) if found else set(wanted)  # others' teachers alone
-    if not shared or not set(wanted or shared) <= shared:
-        each = "; ".join(f"{s}: {' '.join(sorted(x)) or 'none'}" for s, x in found.items())
-        what = f"--types {' '.join(wanted)}" if wanted else "no entity type is in all sources"
-        raise UserError(f"{what} ({each}): choose other --sources or --types")
-    return sorted(set(wanted or shared))
+    """["O", "B-LOC", "I-LOC", ...]"""
+    return ["O", *[f"{prefix}-{kind}" for kind in types for prefix in "BI"]]
 
 
 def to_iob2(tags):
-    """IOB1, IOB2, IOBES or BILOU tags of a sentence as IOB2; as conlleval, a stray I- opens."""
-    converted, open_type = [], None
+    """IOB1, IOB2, IOBES or BILOU tags of a sentence as IOB2; as in conlleval, a stray I- opens."""
+    converted = []
+    open_type = None
     for tag in tags:
         kind = tag[2:] or None
-        opens = kind and (tag[0] in "BSU" or kind != open_type)
-        converted.append("O" if kind is None else ("B-" if opens else "I-") + kind)
+        if kind is None:
+            converted.append("O")
+        elif tag[0] in "BSU" or kind != open_type:
+            converted.append(f"B-{kind}")
+        else:
+            converted.append(f"I-{kind}")
         open_type = None if tag[0] in "ESLU" else kind
     return converted
 
 
-def convert(sentences, types, place):
-    """Tags as IOB2 over `types`, in place, others as O; returns how many of what, a Counter."""
-    counts, kinds = Counter(), set()
-    for _, tags in sentences:
-        for k, tag in enumerate(to_iob2(tags or [])):
-            kind, known = tag[2:], tag[2:] in types
-            counts["converted"] += tag != tags[k]
-            counts[kind if known else f"{kind} dropped"] += tag[0] == "B"
-            tags[k] = tag if known else "O"
-            kinds.add(kind)
-    if (found := sorted(kinds - {""})) and not kinds & set(types):
-        raise UserError(f"{place}: types {found} are none of {types}: see --types")
-    return counts
+def shared_types(sources, wanted):
+    """The entity types a student will know, by the sources' training tags alone."""
+    found = {}
+    for lang, corpus in sources.items():
+        if corpus["train"][0][0][1] is None:
+            stop(f"source {lang}: no tags in its train split: only targets may have none")
+        found[lang] = {tag[2:] for _, tags in corpus["train"][0] for tag in tags if tag != "O"}
+    shared = set.intersection(*found.values()) if found else set(wanted)
+    types = sorted(wanted or shared)
+    if not types or not set(types) <= shared:
+        stop(f"entity types {types} are not in all sources {found}: choose other sources, --types")
+    return types
+
+
+def harmonise(sentences, types, place):
+    """Sentences with IOB2 tags over `types`, all others O, and a Counter of their entities."""
+    counts = Counter()
+    changed = []
+    for words, tags in sentences:
+        iob2 = to_iob2(tags)
+        counts["converted"] += sum(a != b for a, b in zip(tags, iob2))
+        counts.update(tag[2:] for tag in iob2 if tag[0] == "B")
+        changed.append((words, [tag if tag[2:] in types else "O" for tag in iob2]))
+    others = [kind for kind in counts if kind not in types and kind != "converted"]
+    if others and not any(counts[kind] for kind in types):
+        stop(f"{place}: its types {sorted(others)} are none of {types}: see --types")
+    for kind in others:
+        counts[f"{kind} dropped"] = counts.pop(kind)
+    return changed, counts
 
 
 # ------------------------------------------------------------------------ words to sub-tokens
 
 def load_tokenizer(encoder):
-    """The encoder's fast tokenizer: only those know which character a sub-token came from."""
-    with explained(f"--encoder {encoder}: cannot load its tokenizer", ENCODER_REMEDY):
-        options = {"add_prefix_space": True, "split_special_tokens": True}  # "[SEP]" is text
-        tokenizer = transformers.AutoTokenizer.from_pretrained(encoder, **options)
-    if not tokenizer.is_fast or len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise UserError(f"--encoder {encoder}: no fast tokenizer: choose one with tokenizer.json")
+    """The encoder's fast tokenizer (only those know which characters a sub-token came from), as its
+    tokenizer.json has it: for some classes the library makes another one of their vocabulary."""
+    text_only = {"split_special_tokens": True}  # "[SEP]" in a text is text
+    tokenizer = load(transformers.AutoTokenizer, encoder, **text_only)
+    options = {"_raise_exceptions_for_missing_entries": False}
+    path = transformers.utils.cached_file(encoder, "tokenizer.json", **options)
+    if path is not None:
+        stored = Tokenizer.from_file(path)
+        stored.no_truncation()
+        stored.no_padding()
+        text_only.update((k, str(token)) for k, token in tokenizer.special_tokens_map.items())
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=stored, **text_only)
+    try:
+        tokenizer("\ua66e", return_offsets_mapping=True)  # a letter that few vocabularies have
+    except Exception as error:
+        stop(f"--encoder {encoder}: its tokenizer knows no unknown words ({error}): choose another")
+    if tokenizer.unk_token_id is None:
+        tokenizer.unk_token = tokenizer.mask_token  # one of bytes needs none, but for empty words
     return tokenizer
 
 
-def check_encoder(encoder, tokenizer, max_length, num_labels):
+@torch.no_grad()
+def check_encoder(encoder, tokenizer, max_length):
     """Refuse what cannot be a student: load it once and let it read a window."""
-    with explained(f"--encoder {encoder}: it cannot serve", ENCODER_REMEDY), torch.no_grad():
-        tagger, reads = transformers.AutoModelForTokenClassification, max_length
-        model = tagger.from_pretrained(encoder, dtype=torch.float32, num_labels=num_labels).eval()
-        if model.config.is_encoder_decoder or model.config.model_type in ("t5", "xlnet"):
-            raise ValueError("it is no plain encoder")
-        word = min({*range(len(tokenizer))} - {*tokenizer.all_special_ids})
-        while reads > 7:
-            try:
-                model(torch.full((1, reads), word))
-                break
-            except (IndexError, RuntimeError):  # it has fewer positions
-                reads -= 1
-    if reads < max_length:
-        raise UserError(f"--max-length {max_length}: the encoder reads {reads} sub-tokens at most")
+    model = load_model(transformers.AutoModel, encoder, new=".*pooler").eval()
+    if model.config.is_encoder_decoder or model.config.model_type == "xlnet":
+        stop(f"--encoder {encoder}: it is no plain encoder: choose one like BERT or XLM-R")
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        what = f"its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows"
+        stop(f"--encoder {encoder}: {what}: call resize_token_embeddings and save it again")
+    word = min(set(range(rows)) - set(tokenizer.all_special_ids))
+    length = max_length
+    while length > 0:
+        try:
+            model(torch.full((1, length), word))
+            break
+        except (IndexError, RuntimeError):  # it has fewer positions
+            length -= 1
+    if length < max_length:
+        stop(f"--max-length {max_length}: the encoder reads {length} sub-tokens at most")
 
 
 def split_words(words, tokenizer):
     """The sub-tokens of every word, [[id, ...], ...], as they are in running text, where many
-    tokenizers split a word unlike one alone. A space belongs to the word behind it."""
-    begins = list(itertools.accumulate((len(word) + 1 for word in words[:-1]), initial=0))
-    encoding = tokenizer(" ".join(words), add_special_tokens=False, return_offsets_mapping=True)
-    pieces, special = [[] for _ in words], set(tokenizer.all_special_ids)
-    for piece, (start, stop) in zip(encoding["input_ids"], encoding["offset_mapping"]):
-        number = bisect.bisect_right(begins, max(start + 1, stop)) - 1
-        pieces[number].append(tokenizer.unk_token_id if piece in special else piece)
+    tokenizers split a word unlike one alone."""
+    text = " ".join(words)
+    owner = []  # the word that each character belongs to; a space belongs to the word behind it
+    for number, word in enumerate(words):
+        owner.extend([number] * (len(word) + 1))
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    special = set(tokenizer.all_special_ids)
+    pieces = [[] for _ in words]
+    for piece, (start, stop_) in zip(encoding["input_ids"], encoding["offset_mapping"]):
+        number = owner[min(max(start + 1, stop_), len(text))]  # by its last character
+        if piece in special:
+            piece = tokenizer.unk_token_id
+        pieces[number].append(piece)
     return pieces
 
 
 def cut(lengths, capacity):
     """Cut a sentence into overlapping windows; every word is scored in one, with context around it.
+
     lengths: sub-tokens of each word, <= capacity -> [(start, stop, first_scored, last_scored + 1)]
     """
-    ahead = [0, *itertools.accumulate(lengths)]  # sub-tokens before each word
-    spans, start, stop = [], 0, 0
-    while stop < len(lengths):
-        stop = bisect.bisect_right(ahead, ahead[start] + capacity) - 1  # as many words as fit
-        spans.append((start, stop))
-        room = min(capacity // 4, capacity - lengths[stop]) if stop < len(lengths) else 0
-        start = max(start + 1, bisect.bisect_left(ahead, ahead[stop] - room))  # back by a quarter
-    middles = [(a[1] + b[0] + 1) // 2 for a, b in itertools.pairwise(spans)]
-    scored = itertools.pairwise([0, *middles, len(lengths)])
-    return [(*span, *words) for span, words in zip(spans, scored)]
+    spans = []
+    start = 0
+    while True:
+        stop_ = start
+        while stop_ < len(lengths) and sum(lengths[start : stop_ + 1]) <= capacity:
+            stop_ += 1  # as many words as fit
+        spans.append((start, stop_))
+        if stop_ == len(lengths):
+            break
+        overlap = min(capacity // 4, capacity - lengths[stop_])
+        next_start = stop_
+        while next_start > start + 1 and sum(lengths[next_start - 1 : stop_]) <= overlap:
+            next_start -= 1
+        start = next_start
+    bounds = [0]  # a word in two windows is scored where it is further from the edge
+    for (_, stop_), (next_start, _) in zip(spans, spans[1:]):
+        bounds.append((stop_ + next_start + 1) // 2)
+    bounds.append(len(lengths))
+    return [(*span, bounds[k], bounds[k + 1]) for k, span in enumerate(spans)]
 
 
-def encode(sentences, tokenizer, max_length, tag_ids=None):
-    """Sentences as a table with a row per window, scored words in corpus order.
+def encode(sentences, tokenizer, max_length, tags=None):
+    """Sentences as a table with a row per window; each word is scored once, in corpus order.
 
     Columns: sentence (its number), start (number of its first scored word), words (scored ones),
-    input_ids, length (sub-tokens), tags (with tag_ids alone), and first (where each scored word
-    begins: the mask f, which comes from the tokenisation, never from tags).
+    input_ids, length (sub-tokens), first (where each scored word begins: the mask f, which comes
+    from the tokenisation, never from tags), and for tagged words tags (numbers in the list).
     """
     probe = tokenizer("a", return_special_tokens_mask=True)  # what surrounds a sentence, e.g. [CLS]
     inner = [k for k, special in enumerate(probe["special_tokens_mask"]) if not special]
-    before, after = probe["input_ids"][: inner[0]], probe["input_ids"][inner[-1] + 1 :]
-    capacity, rows, seen = max_length - len(before) - len(after), [], 0
-    for number, (words, tags) in enumerate(sentences):
+    before = probe["input_ids"][: inner[0]]
+    after = probe["input_ids"][inner[-1] + 1 :]
+    capacity = max_length - len(before) - len(after)
+    rows = []
+    n_words = 0
+    for number, (words, word_tags) in enumerate(sentences):
         pieces = split_words(words, tokenizer)
         pieces = [p[:capacity] or [tokenizer.unk_token_id] for p in pieces]  # cut, never dropped
-        for start, stop, lo, hi in cut(list(map(len, pieces)), capacity):
-            ids = before + sum(pieces[start:stop], []) + after
-            row = {"sentence": number, "start": seen, "words": words[lo:hi], "input_ids": ids}
-            first = list(itertools.accumulate(map(len, pieces[start:stop]), initial=len(before)))
-            row |= {"length": len(ids), "first": first[lo - start : hi - start]}
-            if tag_ids:
-                row["tags"] = [tag_ids[tag] for tag in tags[lo:hi]]
+        for start, end, scored, scored_end in cut([len(p) for p in pieces], capacity):
+            ids = list(before)
+            first = []
+            for k in range(start, end):
+                if scored <= k < scored_end:
+                    first.append(len(ids))
+                ids += pieces[k]
+            ids += after
+            row = {"sentence": number, "start": n_words, "words": words[scored:scored_end]}
+            row.update(input_ids=ids, length=len(ids), first=first)
+            if word_tags:
+                row["tags"] = [tags.index(tag) for tag in word_tags[scored:scored_end]]
             rows.append(row)
-            seen += hi - lo
+            n_words += scored_end - scored
     return datasets.Dataset.from_list(rows)
 
 
-# ------------------------------------------------------------------------ a tiny encoder
+# ------------------------------------------------------------------------ the toy's tiny encoder
+
+TINY = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256)
+TINY_VOCABULARY = 2000
+TINY_EPOCHS = 5  # enough for the toy, in some 15 s on a CPU
+TINY_LR = 1e-3
+
 
 def train_tokenizer(texts, size):
-    """A cased byte-pair vocabulary (Sennrich et al. 2016); texts: lists of words, all languages'.
+    """A cased byte-pair vocabulary (Sennrich et al. 2016) of lists of words, all languages'.
     A piece that begins a word begins with a low line."""
-    special = {f"{x}_token": f"[{x.upper()}]" for x in ("pad", "unk", "cls", "sep", "mask")}
-    tokenizer, options = SentencePieceBPETokenizer(unk_token="[UNK]"), {"show_progress": False}
-    options |= {"special_tokens": [*special.values()], "limit_alphabet": 1000}
-    tokenizer.train_from_iterator(map(" ".join, texts), size, **options)
-    ends = {"special_tokens": [("[CLS]", 2), ("[SEP]", 3)]}
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", **ends)
-    special["tokenizer_object"] = tokenizer._tokenizer
-    return transformers.PreTrainedTokenizerFast(**special, model_max_length=512)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = SentencePieceBPETokenizer(unk_token="[UNK]")
+    text = (" ".join(words) for words in texts)
+    options = {"special_tokens": special, "limit_alphabet": 1000, "show_progress": False}
+    tokenizer.train_from_iterator(text, size, **options)
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    frame = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
+    tokenizer.post_processor = frame
+    names = ["pad_token", "unk_token", "cls_token", "sep_token", "mask_token"]
+    options = dict(zip(names, special), model_max_length=512)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, **options)
 
 
 def pretrain(texts, seed, device):
     """A small BERT by masked language modelling (Devlin et al. 2019) of all languages' text."""
     torch.manual_seed(seed)
-    tokenizer, bert = train_tokenizer(texts, TINY_VOCABULARY), transformers.BertForMaskedLM
-    model = bert(transformers.BertConfig(vocab_size=len(tokenizer), **TINY)).to(device)
+    tokenizer = train_tokenizer(texts, TINY_VOCABULARY)
+    config = transformers.BertConfig(vocab_size=len(tokenizer), **TINY)
+    model = transformers.BertForMaskedLM(config).to(device)
     rows = [tokenizer(" ".join(words), truncation=True, max_length=128) for words in texts]
     mask = transformers.DataCollatorForLanguageModeling(tokenizer)  # 15 % of the sub-tokens
     loader = torch.utils.data.DataLoader(rows, 32, shuffle=True, collate_fn=mask)
@@ -475,226 +707,81 @@ def pretrain(texts, seed, device):
     return model, tokenizer
 
 
+def make_encoder(args, corpora):
+    """What from_pretrained takes; 'scratch' is pretrained here, on training text without tags."""
+    if args.encoder != "scratch":
+        return str(Path(args.encoder).resolve()) if Path(args.encoder).is_dir() else args.encoder
+    folder = args.artifacts / "encoder"
+    texts = [words for corpus in corpora for words, _ in corpus["train"][0]]
+    settings = dict(TINY, text=fingerprint(texts), seed=args.seed)
+    if not made(folder, settings, args.overwrite):
+        torch.set_num_threads(1)  # as fast for a tiny model, and the same bits everywhere
+        model, tokenizer = pretrain(texts, args.seed, args.device)
+        with writing(folder, settings) as partial:
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+    return str(folder)
+
+
 # ------------------------------------------------------------------------ the stage
 
+def write_windows(args, name, corpus, tokenizer, how, types=None):
+    """The piece artifacts/<name>: windows of {split: (sentences, counts)}, tagged if it is told
+    the types. Returns rows of the report."""
+    tables = {}
+    entities = {}
+    rows = []
+    for split, (sentences, counts) in corpus.items():
+        entities[split] = Counter()
+        if types:
+            sentences, entities[split] = harmonise(sentences, types, f"{name}, {split}")
+        else:
+            sentences = [(words, None) for words, _ in sentences]
+        tables[split] = encode(sentences, tokenizer, how["max_length"], how["tags"])
+        ids = [piece for row in tables[split]["input_ids"] for piece in row]
+        notes = [f"{n} {what}" for what, n in (counts + entities[split]).items()]
+        notes += oddities(sentences, ids.count(tokenizer.unk_token_id) / len(ids))
+        n_words = sum(len(words) for words, _ in sentences)
+        rows.append([Path(name).name, split, len(sentences), n_words, ", ".join(notes)])
+    settings = dict(how, text=fingerprint([list(table) for table in tables.values()]))
+    if not made(args.artifacts / name, settings, args.overwrite):
+        with writing(args.artifacts / name, settings, entities=entities) as partial:
+            datasets.DatasetDict(tables).save_to_disk(partial)
+    return rows
+
+
 def main(args):
-    sources, targets, corpora = read_corpora(args)
-    types, report = shared_types(corpora, sources, args.types), []
-    for (lang, split), (sentences, counts) in corpora.items():
-        words = [word for words, _ in sentences for word in words]
-        found = convert(sentences, types, f"{lang}, {split}")
-        if lang in sources and split != "test":  # of a target's tags the report is silent
-            counts += found
-        notes = [f"{n} {what}" for what, n in counts.items() if n]
-        if len(sentences) == 1 and len(words) > 200:
-            notes.append("one sentence: are its blank lines missing?")
-        if sum(bool(UNSPACED.search(word)) for word in words) > 0.05 * len(words):
-            notes.append("no spaces between words: segment the text first")
-        report.append([lang, split, len(sentences), len(words), ", ".join(notes)])
-    write_tables(args, make_encoder(args, corpora), corpora, sources, targets, tags_of(types))
+    sources = {lang: read_corpus(args, lang, ["train", "dev"]) for lang in args.sources}
+    targets = {lang: read_corpus(args, lang, ["train", "test"]) for lang in args.targets}
+    types = shared_types(sources, args.types)
+    new = [corpus for lang, corpus in targets.items() if lang not in sources]
+    encoder = make_encoder(args, [*sources.values(), *new])
+    tokenizer = load_tokenizer(encoder)
+    check_encoder(encoder, tokenizer, args.max_length)
+    how = {"tags": tags_of(types), "max_length": args.max_length}
+    how["encoder_files"] = encoder_fingerprint(encoder)
+
+    report = []
+    for lang, corpus in sources.items():
+        report += write_windows(args, f"data/sources/{lang}", corpus, tokenizer, how, types)
+    for lang, corpus in targets.items():
+        report += write_windows(args, f"data/targets/{lang}", corpus, tokenizer, how)
+        gold = {split: x for split, x in corpus.items() if x[0][0][1] is not None}
+        if gold:
+            of_this_text = dict(how, **inputs(args.artifacts, f"data/targets/{lang}"))
+            write_windows(args, f"gold/{lang}", gold, tokenizer, of_this_text, types)
+
+    pieces = [f"data/sources/{x}" for x in sources] + [f"data/targets/{x}" for x in targets]
+    config = dict(how, pieces=inputs(args.artifacts, *pieces), preset=args.preset)
+    config.update(sources=args.sources, targets=args.targets, synthetic=args.preset == "toy")
+    config["types_from"] = "--types" if args.types else [f"train tags of {s}" for s in sources]
+    config["encoder"] = args.encoder if args.encoder == "scratch" else encoder
+    (args.artifacts / "data/config.json").write_text(json.dumps(config, indent=1))
     report = pd.DataFrame(report, columns=["language", "split", "sentences", "words", "notes"])
     report.to_csv(args.artifacts / "report.csv", index=False)
     print(report.to_string(index=False))
     print(f"stage 1 done: {len(sources)} sources, {len(targets)} targets, types {types}")
 
 
-def make_encoder(args, corpora):
-    """What from_pretrained takes; 'scratch' is pretrained here, on training text without tags."""
-    if args.encoder != "scratch":
-        return str(Path(args.encoder).resolve()) if Path(args.encoder).is_dir() else args.encoder
-    train = [sentences for (_, split), (sentences, _) in corpora.items() if split == "train"]
-    texts = [words for words, _ in itertools.chain(*train)]
-
-    def build(folder):
-        torch.set_num_threads(1)  # as fast for a tiny model, and the same bits everywhere
-        for part in pretrain(texts, args.seed, args.device):
-            part.save_pretrained(folder)
-
-    make(args, "encoder", build, text=fingerprint(texts), seed=args.seed, **TINY)
-    return args.artifacts / "encoder"
-
-
-def write_tables(args, encoder, corpora, sources, targets, tags):
-    """Every language a piece, then data/config.json, what later stages need to know of flags."""
-    tokenizer, tag_ids = load_tokenizer(encoder), {tag: k for k, tag in enumerate(tags)}
-    check_encoder(encoder, tokenizer, args.max_length, len(tags))
-    uses, files = ["encoder"] * (args.encoder == "scratch"), encoder_files(encoder)
-    how = {"tags": tags, "max_length": args.max_length, "encoder": uses or [encoder, files]}
-
-    def write(name, splits, tag_ids=None, below=()):
-        def build(folder):
-            with explained(f"--encoder {encoder}: it cannot tokenise {name}", ENCODER_REMEDY):
-                tables = [encode(x, tokenizer, args.max_length, tag_ids) for x in splits.values()]
-            datasets.DatasetDict(zip(splits, tables)).save_to_disk(folder)
-
-        text = fingerprint(splits)
-        make(args, name, build, [*uses, *below], text=text, **how)
-
-    for lang in sources:
-        splits = {split: corpora[lang, split][0] for split in ("train", "dev")}
-        write(f"data/sources/{lang}", splits, tag_ids)
-    for lang in targets:
-        tagged = {split: corpora[lang, split][0] for split in ("train", "test")}
-        blind = {split: [(words, None) for words, _ in x] for split, x in tagged.items()}
-        write(f"data/targets/{lang}", blind)
-        if gold := {split: x for split, x in tagged.items() if x[0][1] is not None}:
-            write(f"gold/{lang}", gold, tag_ids, [f"data/targets/{lang}"])  # of this very text
-    made = [f"data/sources/{x}" for x in sources] + [f"data/targets/{x}" for x in targets]
-    pieces = {name: read_piece(args.artifacts, name)["id"] for name in made}
-    config = {"id": "", "pieces": pieces, "sources": sources, "targets": targets, "tags": tags}
-    config |= {"preset": args.preset, "synthetic": args.preset == "toy"}
-    config["types_from"] = "--types" if args.types else [f"train tags of {s}" for s in sources]
-    config |= {"encoder": "scratch" if uses else encoder, "encoder_files": files}
-    path = args.artifacts / f"data/.config.{os.getpid()}"
-    path.write_text(json.dumps(config, indent=1))
-    path.replace(path.with_name("config.json"))
-
-
-# ======================================================== serves all stages: commands and mistakes
-
-class UserError(Exception):
-    """A mistake of the user's: one line on stderr that names the place and the remedy, exit 2."""
-
-
-@contextlib.contextmanager
-def explained(what, remedy):
-    """Turn what goes wrong inside into one line: foreign files fail in too many ways to list."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{what} ({type(error).__name__}: {str(error)[:300]}): {remedy}") from None
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message} (see python {self.prog} --help)")
-
-
-def add_common_flags(parser):
-    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="shared folder")
-    parser.add_argument("--overwrite", action="store_true", help="remake what other inputs made")
-    mps = torch.backends.mps.is_available()
-    there = ["cuda"] * torch.cuda.is_available() + ["cpu"] + ["mps"] * mps
-    parser.add_argument("--device", choices=there, default=there[0], help="mps: other losses")
-
-
-def at_least(low, kind=int):
-    """A type for argparse: finite numbers from `low` on."""
-
-    def number(text):
-        if not low <= (value := kind(text)) < 2**32:
-            raise argparse.ArgumentTypeError(f"{text} is no number from {low} on")
-        return value
-
-    return number
-
-
-def run(main, parse_args):
-    """Run a stage; a user's mistake, a full disk or Ctrl-C is one line and an exit status."""
-    sys.stdout.reconfigure(errors="replace")
-    try:
-        return main(parse_args())
-    except BrokenPipeError:  # whoever read our output has gone: the work is done all the same
-        return os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from the finished pieces", file=sys.stderr)
-        sys.exit(130)
-    except torch.OutOfMemoryError:
-        message = "out of GPU memory: lower --batch-size and run again"
-    except (UserError, OSError, SafetensorError) as error:
-        ours = isinstance(error, UserError)
-        message = error if ours else f"{error}: free some space, change --artifacts, or go online"
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(2)
-
-
-# ======================================================== serves all stages: pieces of artifacts/
-# A piece is a folder with a config.json: id, drawn when made; settings; pieces, the ids of those it
-# was made from; facts, which nothing depends on.
-
-def make(args, name, build, uses=(), replace=False, **settings):
-    """Make the piece artifacts/<name> unless it is there, made from the same: whole or not at all.
-
-    build(folder) writes its files and may return facts about them; uses: names of the pieces it is
-    made from. What was made from other settings or pieces is refused without --overwrite."""
-    folder, begun = Path(os.path.realpath(args.artifacts / name)), time.time()  # so links stay
-    pieces = {used: read_piece(args.artifacts, used)["id"] for used in uses}
-    wanted, there = json.loads(json.dumps(settings)) | pieces, folder.exists()
-    if there and not (replace and (folder / "config.json").exists()):
-        try:
-            record = json.loads((folder / "config.json").read_text())
-            had = record["settings"] | record["pieces"]
-            changed = [key for key in had | wanted if had.get(key) != wanted.get(key)]
-        except (OSError, ValueError, KeyError, TypeError):
-            changed = ["config.json, damaged"]
-        if not changed:
-            return print(f"  kept  {name}")
-        if not vars(args).get("overwrite"):
-            what = f"{args.artifacts / name}: made from other {', '.join(changed)}"
-            raise UserError(f"{what}: pass --overwrite to replace it, or another --artifacts")
-    mine = f".{folder.name}.{socket.gethostname()}-"
-    partial, old = (folder.with_name(f"{mine}{os.getpid()}.{x}partial") for x in ("", "old."))
-    for leftover in folder.parent.glob(f"{mine}*.partial"):
-        pid = int(leftover.name.removeprefix(mine).split(".")[0])
-        if pid == os.getpid() or not psutil.pid_exists(pid):  # killed; its number may come again
-            shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        facts, path = build(partial) or {}, partial / "config.json"
-        facts |= {"torch": torch.__version__, "transformers": transformers.__version__}
-        facts |= {"seconds": round(time.time() - begun, 1), "device": str(vars(args).get("device"))}
-        record = json.loads(path.read_text()) if path.exists() else {}  # a model has one already
-        record |= {"id": os.urandom(6).hex(), "settings": settings, "pieces": pieces}
-        path.write_text(json.dumps(record | {"facts": facts}, indent=1))
-        if there and folder.exists():
-            folder.rename(old)  # removed when the new one is in its place
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-            return make(args, name, build, uses, replace, **settings)  # another was first: alike?
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    print(f"  wrote {name}  ({time.time() - begun:.0f} s)")
-
-
-def read_piece(artifacts, name):
-    """config.json of a piece that is whole and not stale: each piece it was made from has the id it
-    had then, if it is there still. Else an error that names the lowest that is not."""
-    stage = "02_teachers" if re.match("teachers|weights|logits", name) else "01_data"
-    if re.match(r"students|logits/[^/]+/(ensemble|vote|bea)-", name):
-        stage = "03_distill"
-    try:
-        record, problem = json.loads((artifacts / name / "config.json").read_text()), ""
-        for below, known in record["pieces"].items():
-            is_there = (artifacts / below / "config.json").exists()
-            if is_there and read_piece(artifacts, below)["id"] != known:
-                problem = f"made from another {below} than there is now"
-    except FileNotFoundError:
-        problem = "missing or incomplete"
-    except (ValueError, KeyError, TypeError):
-        problem = "config.json damaged"
-    if problem:
-        remedy = f"run python {stage}.py first, with its flags; --overwrite or remove what is there"
-        raise UserError(f"{artifacts / name}: {problem}: {remedy}")
-    return record
-
-
-def encoder_files(encoder):
-    """{file: bytes} of a folder's model and tokenizer; none of a hub name or an absent folder."""
-    ours = re.compile(r"config\.json|tokenizer.*|vocab.*|merges.*|.*\.(safetensors|bin|model)")
-    files = sorted(Path(encoder).glob("*"))
-    return {path.name: path.stat().st_size for path in files if ours.fullmatch(path.name)}
-
-
-def fingerprint(thing):
-    """Short hash of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(thing, sort_keys=True).encode()).hexdigest()[:16]
-
-
 if __name__ == "__main__":
-    run(main, parse_args)
+    main(parse_args())

@@ -1,29 +1,31 @@
-"""Stage 2: train each source's teachers, weigh the sources, cache what is said of the targets.
+"""Stage 2: train each source's teachers, weigh the sources, write down what each teacher says.
 
-    python 02_teachers.py                       everything that is missing
-    python 02_teachers.py --scaled              also every source's evaluator that knows types
-    python 02_teachers.py --teacher x=PATH      also what a tagger or tagged files of others say
+    python 02_teachers.py                 everything that is missing
+    python 02_teachers.py --scaled        also every source's evaluator that learns its scale
+    python 02_teachers.py --teacher x=DIR also tags from elsewhere, DIR/<target>/{train,test}.txt
 
-Reads   artifacts/data; artifacts/gold under --oracle alone, for `supervised`
+Reads   artifacts/data
 Writes  artifacts/teachers/{recogniser,evaluator,scaled}-<source>-s<seed>, {,scaled-}pooled-s<seed>
         artifacts/weights/<target>/           of the sources, Eqs. (3) and (4)
-        artifacts/logits/<target>/<teacher>/  logits or vectors of every word
+        artifacts/logits/<target>/<teacher>/  logits or vectors of every word of the target
 
 Equations are numbered as in the README. B sentences, T sub-tokens, C tags, K sources, H hidden
-size, M scored words of a batch. The teachers of seed 0 teach the students of seed 0.
+size, M scored words of a batch, P pairs of them. The teachers of seed 0 teach the students of
+seed 0: a seed is a whole run.
 """
 
-import functools
+import argparse
 import importlib
 import itertools
 import json
 import math
+import random
 import re
+import time
 from pathlib import Path
 
 import datasets
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 import transformers
@@ -33,94 +35,102 @@ from tqdm import tqdm
 
 data = importlib.import_module("01_data")  # a leading digit forbids a plain import
 
-RECIPES = {  # by width of the encoder; base is TSL's (Wu et al. 2020, Sec. 4.1)
-    "base": {"lr": 5e-5, "epochs": 3, "batch_size": 32, "freeze": 3},
-    "small": {"lr": 1.5e-4, "epochs": 6, "batch_size": 8, "freeze": 3},  # these by source dev
-    "tiny": {"lr": 2e-3, "epochs": 4, "batch_size": 16, "freeze": 0},
+RECIPES = {  # by width of the encoder; `steps` is a floor: few sentences are passed over more often
+    "base": {"lr": 5e-5, "epochs": 3, "steps": 100, "batch_size": 32, "freeze": 3},  # TSL, Sec. 4.1
+    "small": {"lr": 1.5e-4, "epochs": 6, "steps": 600, "batch_size": 8, "freeze": 3},  # source dev
+    "tiny": {"lr": 2e-3, "epochs": 4, "steps": 100, "batch_size": 16, "freeze": 0},
 }
-OLD_GPU = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
-EVALUATORS = ("evaluator", "scaled")  # so their names begin
-TAGGER = transformers.AutoModelForTokenClassification
+NEW_HEAD = ".*(classifier|score|head|pooler)"  # what an encoder has no weights for
 SIMILARITY = {"rank": 64, "epochs": 10, "ridge": 0.01}  # TSL, Sec. 3.3
 
 
 def parse_args(argv=None):
-    p = data.Parser(description=__doc__.splitlines()[0])
-    p.add_argument("--sources", nargs="+", metavar="LANG", help="only theirs: no weights or pooled")
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--sources", nargs="+", metavar="LANG", help="whose teachers; one is `pooled`")
     p.add_argument("--targets", nargs="+", metavar="LANG", help="fill these targets' caches only")
     p.add_argument("--scaled", action="store_true", help="also evaluators that learn a scale")
-    p.add_argument("--oracle", action="store_true", help="train `supervised` on the targets' gold")
-    what = "NAME=PATH: a tagger, or a folder of tagged files, as one more teacher (repeatable)"
+    what = "NAME=DIR: a folder of tagged files as one more teacher (repeatable)"
     p.add_argument("--teacher", action="append", default=[], help=what)
-    p.add_argument("--tau", choices=["variance", "std"], default="variance", help="tau_w, Eq. (4)")
     add_training_flags(p)
     return p.parse_args(argv)
 
 
-def add_training_flags(parser):
-    parser.add_argument("--seeds", nargs="+", type=data.at_least(0), default=[0, 1])
-    parser.add_argument("--lr", type=data.at_least(1e-9, float), help="default by encoder size")
-    parser.add_argument("--epochs", type=data.at_least(1), help="passes over the text")
-    parser.add_argument("--batch-size", type=data.at_least(1), help="average sentences a step")
-    parser.add_argument("--freeze", type=data.at_least(0), help="bottom layers left as they are")
-    data.add_common_flags(parser)
+def add_training_flags(p):
+    p.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="each is a whole run")
+    p.add_argument("--lr", type=float, help="default by the encoder's size, as the next three")
+    p.add_argument("--steps", type=int, help="updates, over as many passes as that takes")
+    p.add_argument("--batch-size", type=int, help="sentences in a step")
+    p.add_argument("--freeze", type=int, help="bottom layers left as they are")
+    data.add_common_flags(p)
 
 
-def open_data(artifacts):
-    """data/config.json, with `encoder` as from_pretrained takes it, once it is sure to be there."""
-    config = data.read_piece(artifacts, "data")
-    encoder = config["encoder"]
-    if encoder == "scratch":
-        data.read_piece(artifacts, "encoder")
-        encoder = artifacts / "encoder"
+def read_config(artifacts):
+    """data/config.json, with `encoder` as from_pretrained takes it, if all of it is still so."""
+    if not (artifacts / "data/config.json").exists():
+        data.stop(f"{artifacts}/data: missing or incomplete: run python 01_data.py first")
+    config = json.loads((artifacts / "data/config.json").read_text())
+    if config["encoder"] == "scratch":
+        config["encoder"] = str(artifacts / "encoder")
         torch.set_num_threads(1)  # as fast for a tiny model, and the same bits everywhere
-    elif data.encoder_files(encoder) != config["encoder_files"]:
-        raise data.UserError(f"encoder {encoder} has changed or is missing: run python 01_data.py")
-    return config | {"encoder": encoder}
+    same_text = data.inputs(artifacts, *config["pieces"]) == config["pieces"]
+    if not same_text or data.encoder_fingerprint(config["encoder"]) != config["encoder_files"]:
+        what = "the text or the encoder is another than stage 1 read"
+        data.stop(f"{artifacts}/data: {what}: run python 01_data.py --overwrite")
+    return config
+
+
+def pooled_name(config, target):
+    """Which pooled teachers serve a target: of all sources, but for itself if it is one of them."""
+    return f"pooled-without-{target}" if target in config["sources"] else "pooled"
 
 
 def load_table(artifacts, name):
-    remedy = f"remove {(artifacts / name).parent} and run python 01_data.py"
-    with data.explained(f"{artifacts / name}: damaged", remedy):
-        return datasets.load_from_disk(str(artifacts / name))
+    return datasets.load_from_disk(str(artifacts / name))
 
 
 def sentences_of(table, column):
     """A column of a table of windows by sentence: [[one of each word, ...], ...]"""
-    windows = pd.Series(list(table[column]), index=list(table["sentence"]))
-    return windows.groupby(level=0).sum().tolist()
+    sentences = {}
+    for number, values in zip(table["sentence"], table[column]):
+        sentences.setdefault(number, []).extend(values)
+    return list(sentences.values())
 
 
-def subset(flag, wanted, known):
+def choose_languages(flag, wanted, known):
     """The languages that a flag picks, all without it."""
-    if unknown := [lang for lang in wanted or [] if lang not in known]:
-        raise data.UserError(f"{flag} {unknown[0]}: stage 1 was told of {' '.join(known)} only")
+    for lang in wanted or []:
+        if lang not in known:
+            data.stop(f"{flag} {lang}: stage 1 was told of {' '.join(known)} only")
     return wanted or known
 
 
 def choose_recipe(recipes, encoder, args):
     """How to train an encoder of this size, where no flag says otherwise."""
-    shape = transformers.AutoConfig.from_pretrained(encoder)
-    size = "base" if shape.hidden_size >= 512 else "small" if shape.hidden_size >= 256 else "tiny"
+    shape = data.load(transformers.AutoConfig, encoder)
+    size = "tiny"
+    if shape.hidden_size >= 256:
+        size = "base" if shape.hidden_size >= 512 else "small"
     recipe = dict(recipes[size])
     recipe["freeze"] = min(recipe["freeze"], shape.num_hidden_layers // 4)
-    for name in recipe:
+    for name in ("lr", "steps", "batch_size", "freeze"):
         if getattr(args, name) is not None:
             recipe[name] = getattr(args, name)
+    if args.steps is not None:
+        recipe["epochs"] = 0  # --steps is what was asked for, not a floor
     return recipe
 
 
 # ------------------------------------------------------------------------ a tagger and its batches
 
-def load_tagger(encoder, tags, seed, device):
-    """An encoder with a linear head over `tags`; the seed fixes the new head."""
+def load_tagger(encoder, tags, seed, device, new="$"):
+    """An encoder with a linear head over `tags`; the seed fixes a head that is `new`."""
     torch.manual_seed(seed)
     options = {"id2label": dict(enumerate(tags))}
     options["label2id"] = {tag: k for k, tag in enumerate(tags)}
     if device == "cpu":
         options["attn_implementation"] = "eager"  # faster there
-    with data.explained(f"{encoder}: cannot load it", "make it anew, or choose another encoder"):
-        return TAGGER.from_pretrained(encoder, dtype=torch.float32, **options).to(device)
+    auto_class = transformers.AutoModelForTokenClassification
+    return data.load_model(auto_class, encoder, new, **options).to(device)
 
 
 def freeze(model, layers):
@@ -128,154 +138,169 @@ def freeze(model, layers):
     lists = [x for x in model.base_model.modules() if isinstance(x, torch.nn.ModuleList)]
     stack = max(lists, key=len, default=[])  # of the encoder's layers, whatever their names
     if layers and layers >= len(stack):
-        raise data.UserError(f"--freeze {layers}: the encoder has {len(stack)} layers: try fewer")
+        data.stop(f"--freeze {layers}: the encoder has {len(stack)} layers: try fewer")
     for name, p in model.named_parameters():
         p.requires_grad = not (layers and re.search("embed|wte|wpe", name))
     for layer in stack[:layers]:
         layer.requires_grad_(False)
 
 
+def multiplies_bf16():
+    """Has this processor units for bf16? Without them bf16 takes three times as long as fp32."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        units = torch.cpu.get_capabilities()
+        return any(units.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def gpu_dtype():
+    """bf16, or fp16 on older GPUs such as the T4, which only emulate bf16."""
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float16
+
+
 def autocast(model):
-    """Mixed precision where it pays: bf16 on GPUs and CPUs that multiply it, fp16 on old GPUs."""
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        return torch.autocast("cuda", torch.float16 if OLD_GPU else torch.bfloat16)
-    large = device.type == "cpu" and model.config.hidden_size >= 256
-    pays = large and torch.backends.mkldnn.is_available()
-    pays = pays and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.autocast("cpu", torch.bfloat16, enabled=pays)
+    """Mixed precision where it pays: on GPUs, and for larger models on CPUs with bf16 units."""
+    device = next(model.parameters()).device.type
+    if device == "cuda":
+        return torch.autocast(device, gpu_dtype())
+    pays = model.config.hidden_size >= 256 and multiplies_bf16()
+    return torch.autocast(device, torch.bfloat16, enabled=pays)
 
 
 def plan_batches(table, batch_size, rng=None):
-    """Row numbers of each batch: as many sub-tokens as `batch_size` average rows have, rows of like
-    length, so padding is rare and memory bounded. `rng` shuffles equal rows, and the batches."""
+    """Row numbers of each batch, of rows of like length, so that padding is rare. `rng` shuffles
+    rows of equal length, and the batches."""
     lengths = np.asarray(table["length"])
     order = np.arange(len(lengths))
     if rng is not None:
         order = rng.permutation(order)
-    batches, budget = [[]], batch_size * lengths.mean()
-    for row in order[np.argsort(lengths[order], kind="stable")]:
-        size = len(batches[-1]) + 1
-        if size > 1 and size * lengths[row] > budget:
-            batches.append([])
-        batches[-1].append(int(row))
+    order = order[np.argsort(lengths[order], kind="stable")]
+    batches = [order[k : k + batch_size] for k in range(0, len(order), batch_size)]
     if rng is not None:
         rng.shuffle(batches)
     return batches
 
 
+def plan_steps(table, batch_size, steps, rng):
+    """The batches of so many steps: the text is passed over as often as that takes."""
+    batches = []
+    while len(batches) < steps:
+        batches += plan_batches(table, batch_size, rng)
+    return batches[:steps]
+
+
 def collate(rows, device):
     """Pad a batch: input_ids, attention_mask and f (B, T), f True where one of M words begins;
-    sentence (B,), its number; tags (M,) if there are any; spans: where each row's words stand in
-    the corpus, (start, stop). Padding is masked: any id will do."""
+    words (M,), their numbers in the corpus, on the CPU; tags (M,) if there are any. Padding is
+    masked: any id will do."""
     ids = [torch.tensor(x) for x in rows["input_ids"]]
-    counts = torch.tensor([len(first) for first in rows["first"]])
-    row = torch.arange(len(ids)).repeat_interleave(counts)                  # (M,)
-    first = torch.tensor(list(itertools.chain(*rows["first"])))             # (M,)
     batch = {"input_ids": pad_sequence(ids, batch_first=True)}              # (B, T)
     ones = [torch.ones_like(x) for x in ids]
     batch["attention_mask"] = pad_sequence(ones, batch_first=True)          # (B, T)
     batch["f"] = torch.zeros_like(batch["input_ids"]).bool()                # (B, T)
-    batch["f"][row, first] = True
-    batch["sentence"] = torch.tensor(rows["sentence"])                      # (B,)
+    words = []
+    for row, (first, start) in enumerate(zip(rows["first"], rows["start"])):
+        batch["f"][row, first] = True
+        words.append(torch.arange(start, start + len(first)))
     if "tags" in rows:
         tags = list(itertools.chain(*rows["tags"]))
         batch["tags"] = torch.tensor(tags)                                  # (M,)
     batch = {name: x.to(device) for name, x in batch.items()}
-    stops = torch.tensor(rows["start"]) + counts
-    batch["spans"] = list(zip(rows["start"], stops.tolist()))
+    batch["words"] = torch.cat(words)                                       # (M,)
     return batch
 
 
-def epochs(table, n_epochs, batch_size, rng, device):
-    """(epoch, batch) through training, each epoch under a progress bar."""
-    table = table.remove_columns("words")
-    for epoch in range(n_epochs):
-        for numbers in tqdm(plan_batches(table, batch_size, rng), leave=False, disable=None):
-            yield epoch, collate(table[numbers], device)
-
-
-def read_words(model, batch):
+def forward_words(model, batch):
     """Last hidden states h (M, H) and logits (M, C) of the scored words, at first sub-tokens."""
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    out = model(**inputs, output_hidden_states=True)
-    h, logits = out.hidden_states[-1][batch["f"]], out.logits[batch["f"]]
+    with autocast(model):
+        out = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            output_hidden_states=True,
+        )
+    h = out.hidden_states[-1][batch["f"]]                                   # (M, H)
+    logits = out.logits[batch["f"]]                                         # (M, C)
     return h.float(), logits.float()
 
 
 @torch.inference_mode()
-def over_words(model, table, device, vectors=False):
+def predict_words(model, table, device, vectors=False):
     """Logits (N_words, C), or unit vectors (N_words, H), of every word in corpus order; float16."""
     model.eval()
-    N_words = sum(map(len, table["first"]))
+    n_words = sum(len(first) for first in table["first"])
     size = model.config.hidden_size if vectors else model.config.num_labels
-    result = torch.empty(N_words, size).half()
-    for _, batch in epochs(table, 1, 64, None, device):
-        with autocast(model):
-            h, logits = read_words(model, batch)
-        values = logits
-        if vectors:
-            values = F.normalize(h, dim=-1)  # so that a cosine is a dot product
-        words = torch.cat([torch.arange(*span) for span in batch["spans"]])
-        result[words] = values.half().cpu()
+    result = torch.empty(n_words, size).half()
+    for rows in plan_batches(table, 64):
+        batch = collate(table[rows], device)
+        h, logits = forward_words(model, batch)
+        values = F.normalize(h, dim=-1) if vectors else logits  # a cosine is then a dot product
+        result[batch["words"]] = values.half().cpu()
+    if not result.isfinite().all():
+        data.stop(f"{model.name_or_path}: it gives numbers that are not finite: train it anew")
     return result
 
 
 def optimiser(model, lr, steps):
-    """A function step(loss) that trains what is not frozen: AdamW without decay on biases and
-    LayerNorm, gradients clipped to norm 1, 10 % linear warm-up, then linear decay (TSL)."""
+    """AdamW without decay on biases and LayerNorm, its rate by 10 % linear warm-up, then linear
+    decay (TSL), and a scaler of losses for fp16, which underflows."""
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim > 1]
     vectors = [p for p in trained if p.ndim <= 1]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr, weight_decay=0.01, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(adamw, int(0.1 * steps), steps)
-    scaler = torch.amp.GradScaler(trained[0].device.type, enabled=OLD_GPU)  # fp16 underflows
+    device = trained[0].device.type
+    is_fp16 = device == "cuda" and gpu_dtype() == torch.float16
+    return adamw, schedule, torch.amp.GradScaler(device, enabled=is_fp16)
 
-    def step(loss):
-        scaler.scale(loss).backward()
-        scaler.unscale_(adamw)
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        scaler.step(adamw)
-        scaler.update()
-        schedule.step()
-        adamw.zero_grad()
 
-    return step
+def step(loss, model, adamw, schedule, scaler):
+    """One update of what is not frozen, by gradients clipped to norm 1."""
+    scaler.scale(loss).backward()
+    scaler.unscale_(adamw)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    scaler.step(adamw)
+    scaler.update()
+    schedule.step()
+    adamw.zero_grad()
 
 
 # ------------------------------------------------------------------------ (1) the recogniser
 
-def recogniser_loss(model, batch, generator):
-    """Eq. (1): cross-entropy over the scored words f. It draws nothing from the generator."""
-    _, logits = read_words(model, batch)                                    # (M, C)
+def recogniser_loss(model, batch, rng):
+    """Eq. (1): cross-entropy over the scored words f. It draws nothing."""
+    _, logits = forward_words(model, batch)                                 # (M, C)
     return F.cross_entropy(logits, batch["tags"])
 
 
 def train(model, table, loss_of, recipe, seed):
-    """Fine-tune on a tagged table; the last step's weights stay (TSL). Returns losses by epoch."""
+    """Fine-tune on a tagged table; the last step's weights stay (TSL). Returns losses (steps,)."""
     torch.manual_seed(seed)                                                 # of dropout
-    rng = np.random.default_rng(seed)                                       # of batches
-    generator = torch.Generator().manual_seed(seed)                         # of pairs
-    device, size = next(model.parameters()).device.type, recipe["batch_size"]
+    shuffle = np.random.default_rng(seed)                                   # of batches
+    rng = random.Random(seed)                                               # of pairs
+    device = next(model.parameters()).device.type
     freeze(model, recipe["freeze"])
-    steps = len(plan_batches(table, size))
-    step = optimiser(model, recipe["lr"], recipe["epochs"] * steps)
-    losses = torch.zeros(recipe["epochs"], device=device)
+    table = table.remove_columns("words")
+    size = recipe["batch_size"]
+    steps = max(recipe["steps"], recipe["epochs"] * math.ceil(len(table) / size))
+    training = optimiser(model, recipe["lr"], steps)
+    losses = []
     model.train()
-    for epoch, batch in epochs(table, recipe["epochs"], size, rng, device):
-        with autocast(model):
-            loss = loss_of(model, batch, generator)
-        losses[epoch] += loss.detach() / steps
-        step(loss)
-    return [round(x, 4) for x in losses.tolist()]
+    for rows in tqdm(plan_steps(table, size, steps, shuffle), leave=False, disable=None):
+        batch = collate(table[rows], device)
+        loss = loss_of(model, batch, rng)
+        step(loss, model, *training)
+        losses.append(loss.detach())
+    return torch.stack(losses).cpu()
 
 
 def tag_score(model, table, tags, device):
     """Micro F1 in percent of a recogniser on a tagged table (seqeval, conlleval reading)."""
     import seqeval.metrics  # late: it takes seconds, and stage 3 does without
-    best = over_words(model, table, device).argmax(-1)                      # (N_words,)
-    gold, predicted = [], []
+    best = predict_words(model, table, device).argmax(-1)                   # (N_words,)
+    gold = []
+    predicted = []
     for start, classes in zip(table["start"], table["tags"]):
         found = best[start : start + len(classes)]
         gold.append([tags[k] for k in classes])
@@ -286,87 +311,79 @@ def tag_score(model, table, tags, device):
 
 # ------------------------------------------------------------------------ (2) the evaluator
 
-def draw_pairs(classes, generator, class_first=False):
-    """Pairs of words: each word with one of its own class and one of another class, if there is.
-    The other class is drawn first, each as likely as the next: among words drawn alike nearly all
-    would be O. With class_first the M words i are drawn this way, too; else each word is i.
-    classes (M,)  ->  i, j (P,), P <= 2 M"""
-    M, device = len(classes), classes.device
-    order = torch.argsort(classes, stable=True)                             # grouped by class
-    place = torch.argsort(order)                                            # of each word in order
-    words = torch.arange(M, device=device)
-    _, group, size = torch.unique(classes, return_inverse=True, return_counts=True)
-    begin, G = size.cumsum(0) - size, len(size)
-    dice = torch.rand(5 if class_first else 3, M, generator=generator).to(device)
-    if class_first:
-        drawn = (dice[3] * G).long()                                        # (M,) classes
-        words = order[begin[drawn] + (dice[4] * size[drawn]).long()]
-    own = group[words]
-    further = 1 + (dice[0] * (size[own] - 1)).long()                        # 1 to size - 1 on
-    equal = begin[own] + (place[words] - begin[own] + further) % size[own]
-    past = 1 + (dice[1] * (G - 1)).long()
-    other = (own + past) % max(G, 1)                                        # never its own
-    unequal = begin[other] + (dice[2] * size[other]).long()
-    has_equal = size[own] > 1
-    has_unequal = torch.full_like(has_equal, G > 1)
-    i = torch.cat([words[has_equal], words[has_unequal]])
-    return i, order[torch.cat([equal[has_equal], unequal[has_unequal]])]    # places back to words
+def draw_pairs(classes, rng):
+    """Pairs of words (i, j): the class of i is drawn, each as likely as the next, then a word of
+    it; j is once another word of this class and once a word of another class, drawn in the same
+    way. Among words drawn as they come nearly all would be O (notebook 2).
+
+    classes (M,)  ->  i, j (P,), P <= 2 M: fewer where a class has one word, or the batch one class
+    """
+    words = {}  # {class: its words}
+    for word, kind in enumerate(classes.tolist()):
+        words.setdefault(kind, []).append(word)
+    kinds = list(words)
+    pairs = []
+    for _ in range(len(classes)):
+        kind = rng.choice(kinds)
+        i = rng.choice(words[kind])
+        if len(words[kind]) > 1:
+            j = i
+            while j == i:
+                j = rng.choice(words[kind])
+            pairs.append((i, j))
+        if len(kinds) > 1:
+            other = kind
+            while other == kind:
+                other = rng.choice(kinds)
+            pairs.append((i, rng.choice(words[other])))
+    pairs = torch.tensor(pairs, dtype=torch.long).view(-1, 2)               # (P, 2)
+    return pairs.T.to(classes.device)
 
 
-def evaluator_loss(model, batch, generator):
-    """Eq. (2): s_ij = sigmoid(kappa cos(v_i, v_j)) against [tag_i = tag_j], over balanced pairs. As
-    published kappa = 1: s is in [0.2689, 0.7311], the loss not under ln(1 + 1/e) = 0.3133."""
-    (v, _), tags = read_words(model, batch), batch["tags"]                  # (M, H), (M,)
-    scaled = hasattr(model, "log_kappa")  # evaluators that learn kappa draw both class first
-    i, j = draw_pairs(tags, generator, class_first=scaled)                  # (P,), (P,)
-    kappa = model.log_kappa.exp() if scaled else 1.0
-    score = kappa * F.cosine_similarity(v[i], v[j], dim=-1)
+def evaluator_loss(model, batch, rng):
+    """Eq. (2): s_ij = sigmoid(kappa cos(v_i, v_j)) against [tag_i = tag_j]. As published kappa = 1:
+    s is in [0.2689, 0.7311], the loss at least ln(1 + exp(-1)) = 0.3133. `scaled` ones learn it."""
+    tags = batch["tags"]                                                    # (M,)
+    v, _ = forward_words(model, batch)                                      # (M, H)
+    i, j = draw_pairs(tags, rng)                                            # (P,), (P,)
+    kappa = model.log_kappa.exp() if hasattr(model, "log_kappa") else 1.0
+    score = kappa * F.cosine_similarity(v[i], v[j], dim=-1)                 # (P,)
     same = (tags[i] == tags[j]).float()
     loss = F.binary_cross_entropy_with_logits(score, same, reduction="sum")  # the sigmoid is in it
     return loss / max(1, len(i))
 
 
 def pair_score(model, table, tags, device):
-    """How well an evaluator tells balanced pairs apart: area under the ROC curve in percent (50 is
-    guessing); again for pairs of two entity words, which "entity or not" does not solve."""
+    """How well an evaluator tells pairs of two entity words apart, which "entity or not" does not
+    solve: area under the ROC curve in percent; 50 is guessing."""
     from sklearn.metrics import roc_auc_score  # late, as seqeval
-    vectors = over_words(model, table, device, vectors=True).float()        # (N_words, H)
-    classes = torch.tensor(list(itertools.chain(*table["tags"])))
-    i, j = draw_pairs(classes, torch.Generator().manual_seed(0))
-    same = classes[i] == classes[j]
-    cos = (vectors[i] * vectors[j]).sum(-1)
+    vectors = predict_words(model, table, device, vectors=True).float()     # (N_words, H)
+    classes = torch.tensor(list(itertools.chain(*table["tags"])))           # (N_words,)
+    i, j = draw_pairs(classes, random.Random(0))
     entities = (classes[i] > 0) & (classes[j] > 0)
-    scores = {}
-    for name, of in (("pair", entities | True), ("entity_pair", entities)):
-        if same[of].unique().numel() == 2:
-            scores[f"{name}_auc"] = round(100 * roc_auc_score(same[of], cos[of]), 2)
-    return scores
+    same = (classes[i] == classes[j])[entities]
+    cos = (vectors[i] * vectors[j]).sum(-1)[entities]
+    if len(same.unique()) < 2:  # too few entities
+        return {"auc": math.nan}
+    return {"auc": round(100 * float(roc_auc_score(same, cos)), 2)}
 
 
 # ------------------------------------------------------------------------ (3) (4) similarity
 
 @torch.no_grad()
 def sentence_features(encoder, table, device):
-    """g: the untuned encoder's pooled output by sentence, (N, H); if untrained, its mean state."""
-    options = {"dtype": torch.float32, "output_loading_info": True}
-    model, info = transformers.AutoModel.from_pretrained(encoder, **options)
-    poolers = {name for name, _ in model.named_parameters() if "pooler" in name}
-    has_pooler = poolers and poolers.isdisjoint(info["missing_keys"])
-    model.to(device).eval()
-    N = max(table["sentence"]) + 1
-    sums, counts = torch.zeros(N, model.config.hidden_size), torch.zeros(N, 1)
-    for _, batch in epochs(table, 1, 64, None, device):
+    """g: the mean last state of the untuned encoder in each window, (N, H). TSL takes the pooled
+    output, which many encoders have never trained."""
+    model = data.load_model(transformers.AutoModel, encoder, ".*pooler").to(device).eval()
+    features = torch.empty(len(table), model.config.hidden_size)
+    for rows in plan_batches(table, 64):
+        batch = collate(table[rows], device)
         with autocast(model):
             out = model(batch["input_ids"], attention_mask=batch["attention_mask"])
-        if has_pooler:
-            g = out.pooler_output                                           # (B, H)
-        else:
-            mask = batch["attention_mask"].unsqueeze(-1)                    # (B, T, 1)
-            g = (out.last_hidden_state * mask).sum(1) / mask.sum(1)         # (B, H)
-        row = batch["sentence"].cpu()  # a long sentence has several rows
-        sums.index_add_(0, row, g.float().cpu())
-        counts.index_add_(0, row, torch.ones(len(g), 1))
-    return sums / counts
+        mask = batch["attention_mask"].unsqueeze(-1)                        # (B, T, 1)
+        g = (out.last_hidden_state * mask).sum(1) / mask.sum(1)             # (B, H)
+        features[rows] = g.float().cpu()
+    return features
 
 
 class LanguageSimilarity(torch.nn.Module):
@@ -405,176 +422,155 @@ def train_similarity(features):
     return model
 
 
-def teacher_weights(scores, tau_rule):
+def teacher_weights(scores):
     """Eq. (4): a = softmax(l / tau_w) for every sentence, tau_w the variance of all N K scores.
     scores (N, K)  ->  a (N, K); the sources' weights w are its mean over the sentences"""
-    spread = scores.var if tau_rule == "variance" else scores.std
-    tau = spread(correction=0).clamp_min(1e-12)
+    tau = scores.var(correction=0).clamp_min(1e-12)
     return torch.softmax(scores / tau, dim=-1)                              # (N, K)
 
 
 def weigh_sources(args, config, targets):
-    """Write weights/<target>: a (N, K) by Eq. (4), and their mean w for people to read."""
+    """weights/<target>: a of every sentence by Eq. (4), and their mean w for people to read."""
     sources = [f"data/sources/{source}" for source in config["sources"]]
-
-    def features(piece):
-        table = load_table(args.artifacts, f"{piece}/train")
-        return sentence_features(config["encoder"], table, args.device)
-
-    @functools.cache
-    def fitted():
-        return train_similarity([features(source) for source in sources])
-
+    model = None
     for target in targets:
-        others = [source for source in config["sources"] if source != target]
-
-        def build(folder):
-            l = fitted()(features(f"data/targets/{target}")).detach()       # (N, all sources)
-            columns = [config["sources"].index(source) for source in others]
-            a = teacher_weights(l[:, columns], args.tau)
-            save_file({"a": a}, folder / "sentences.safetensors")
-            w = a.mean(0).tolist()
-            weights = json.dumps(dict(zip(others, w)))
-            (folder / "weights.json").write_text(weights)
-            print(f"        weights for {target}: {weights}")
-
-        uses, how = [*sources, f"data/targets/{target}"], {"sources": others, "tau": args.tau}
-        data.make(args, f"weights/{target}", build, uses, **how, **SIMILARITY)
+        text = f"data/targets/{target}"
+        settings = dict(data.inputs(args.artifacts, *sources, text), **SIMILARITY)
+        folder = args.artifacts / f"weights/{target}"
+        if data.made(folder, settings, args.overwrite):
+            continue
+        if model is None:  # one serves all targets
+            tables = [load_table(args.artifacts, f"{source}/train") for source in sources]
+            features = [sentence_features(config["encoder"], x, args.device) for x in tables]
+            model = train_similarity(features)
+        table = load_table(args.artifacts, f"{text}/train")
+        g = sentence_features(config["encoder"], table, args.device)        # (N, H)
+        others = [k for k, source in enumerate(config["sources"]) if source != target]
+        a = teacher_weights(model(g).detach()[:, others])                   # (N, K)
+        by_source = {config["sources"][k]: x.contiguous() for k, x in zip(others, a.T)}
+        w = {source: round(float(x.mean()), 4) for source, x in by_source.items()}
+        print(f"        weights for {target}: {w}")
+        with data.writing(folder, settings) as partial:
+            save_file(by_source, partial / "sentences.safetensors")
+            (partial / "weights.json").write_text(json.dumps(w))
 
 
 # ------------------------------------------------------------------------ the stage
 
-def train_teacher(args, config, name, seed, uses):
-    """Train teachers/<name> on the train tables of the pieces in `uses`; score it on their dev."""
-    recipe, device = choose_recipe(RECIPES, config["encoder"], args), args.device
-    scaled, loss_of, score = name.startswith("scaled"), recogniser_loss, tag_score
-    if name.startswith(EVALUATORS):
-        loss_of, score = evaluator_loss, pair_score
-
-    def build(folder):
-        tables = [load_table(args.artifacts, f"{piece}/train") for piece in uses]
-        table = datasets.concatenate_datasets(tables)
-        model = load_tagger(config["encoder"], config["tags"], seed, device)
-        if scaled:
-            start = torch.tensor(math.log(10), device=device)
-            model.log_kappa = torch.nn.Parameter(start)
-        losses = train(model, table, loss_of, recipe, seed)
-        facts = {"loss": losses, "kappa": 1.0, "dev": []}
-        if scaled:
-            facts["kappa"] = model.log_kappa.exp().item()
-            del model.log_kappa  # a fact, no part of the checkpoint
-        for piece in uses if not name.startswith("supervised") else []:  # gold has no dev
-            table = load_table(args.artifacts, f"{piece}/dev")
-            facts["dev"].append(score(model, table, config["tags"], device))
-        model.half().save_pretrained(folder)  # it only answers from here on: half the disk
-        data.load_tokenizer(config["encoder"]).save_pretrained(folder)
-        print(f"        {name}: loss {losses[-1]:.4f}, source dev {facts['dev']}")
-        if any(scores.get("f1") == 0 for scores in facts["dev"]):
-            print(f"        {name} finds no entity: try a third of --lr, more --epochs")
-        return facts
-
-    data.make(args, f"teachers/{name}", build, uses, seed=seed, **recipe)
-
-
-def cache(args, config, target, name, teacher=None):
-    """Run a teacher once over every word of a target: logits/<target>/<name>."""
-    teacher = f"teachers/{teacher or name}"
-    taught = data.read_piece(args.artifacts, teacher)
-
-    def build(folder):
-        model = load_tagger(args.artifacts / teacher, config["tags"], 0, args.device)
-        evaluates = name.startswith(EVALUATORS)
-        kind = "vectors" if evaluates else "logits"
-        for split in ["train"] if evaluates else ["train", "test"]:  # no pairs of test words
-            table = load_table(args.artifacts, f"data/targets/{target}/{split}")
-            rows = over_words(model, table, args.device, vectors=evaluates)
-            save_file({kind: rows}, folder / f"{split}.safetensors")
-        return {"tags": config["tags"], "kappa": taught["facts"]["kappa"]}
-
-    uses = [teacher, f"data/targets/{target}"]
-    data.make(args, f"logits/{target}/{name}", build, uses, **taught["settings"])
+def train_teacher(args, config, kind, sources, name):
+    """teachers/<name>: a recogniser, or an evaluator (published or scaled), on sources' labels."""
+    seed = int(name.rpartition("-s")[2])
+    recipe = choose_recipe(RECIPES, config["encoder"], args)
+    settings = data.inputs(args.artifacts, *[f"data/sources/{source}" for source in sources])
+    settings.update(recipe, kind=kind, seed=seed)
+    folder = args.artifacts / f"teachers/{name}"
+    if data.made(folder, settings, args.overwrite):
+        return
+    begun = time.time()
+    tables = [load_table(args.artifacts, f"data/sources/{source}/train") for source in sources]
+    table = datasets.concatenate_datasets(tables)
+    model = load_tagger(config["encoder"], config["tags"], seed, args.device, NEW_HEAD)
+    if kind == "scaled":
+        start = torch.tensor(math.log(10), device=args.device)
+        model.log_kappa = torch.nn.Parameter(start)
+    loss_of = recogniser_loss if kind == "recogniser" else evaluator_loss
+    losses = train(model, table, loss_of, recipe, seed)                     # (steps,)
+    if not losses.isfinite().all():
+        data.stop(f"{name}: its loss is not finite: try a third of --lr")
+    facts = {"kappa": 1.0, "dev": {}, "steps": len(losses), "device": args.device}
+    if kind == "scaled":
+        facts["kappa"] = model.log_kappa.exp().item()
+        del model.log_kappa  # a fact, no part of the checkpoint
+    score = tag_score if kind == "recogniser" else pair_score
+    for source in sources:
+        table = load_table(args.artifacts, f"data/sources/{source}/dev")
+        facts["dev"][source] = score(model, table, config["tags"], args.device)
+    facts["seconds"] = round(time.time() - begun)
+    print(f"        {name}: loss {losses[-10:].mean():.4f}, source dev {json.dumps(facts['dev'])}")
+    if {"f1": 0.0} in facts["dev"].values():
+        print(f"        {name} finds no entity: try a third of --lr, or more --steps")
+    with data.writing(folder, settings, **facts) as partial:
+        model.half().save_pretrained(partial)  # it only answers from here on: half the disk
+        data.load_tokenizer(config["encoder"]).save_pretrained(partial)
 
 
-def external_says(path, target, split, sentences, device):
-    """A foreign teacher's labels, and its probability of each for every word, (N_words, labels)."""
-    file = Path(path, target, f"{split}.txt")
-    if file.parent.is_dir():
-        tagged, _ = data.read_conll(file)
-        rows = itertools.zip_longest(sentences, tagged, fillvalue=("", ""))
-        for number, (words, (theirs, tags)) in enumerate(rows, start=1):
-            if words != theirs or not tags:
-                what = f"sentence {number} is not the target's, word by word, or has no tags"
-                raise data.UserError(f"{file}: {what}: tag {target}'s {split} text as it is")
-        said = [tag for _, tags in tagged for tag in data.to_iob2(tags)]
-        says = pd.get_dummies(said, dtype="float32")                        # (N_words, labels)
-        return says.columns, torch.tensor(says.values)
-    with data.explained(f"--teacher {path}: no folder {target}, no tagger", "give either of them"):
-        model = TAGGER.from_pretrained(path, dtype=torch.float32).to(device)
-        rows = [(words, None) for words in sentences]
-        table = data.encode(rows, data.load_tokenizer(path), 128)
-        logits = over_words(model, table, device).float()
-    labels = [label for _, label in sorted(model.config.id2label.items())]
-    return labels, logits.softmax(-1)
+def cache(args, config, kind, target, name):
+    """logits/<target>/<name>: what a teacher says of every word of a target."""
+    taught = args.artifacts / f"teachers/{name}"
+    settings = data.inputs(args.artifacts, f"teachers/{name}", f"data/targets/{target}")
+    folder = args.artifacts / f"logits/{target}/{name}"
+    if data.made(folder, settings, args.overwrite):
+        return
+    model = load_tagger(taught, config["tags"], 0, args.device)
+    evaluates = kind != "recogniser"
+    rows = {}
+    for split in ["train"] if evaluates else ["train", "test"]:  # no pairs of test words
+        table = load_table(args.artifacts, f"data/targets/{target}/{split}")
+        rows[split] = predict_words(model, table, args.device, vectors=evaluates)
+    kappa = data.read_record(taught)["facts"]["kappa"]
+    with data.writing(folder, settings, kappa=kappa) as partial:
+        for split, values in rows.items():
+            what = "vectors" if evaluates else "logits"
+            save_file({what: values}, partial / f"{split}.safetensors")
 
 
-def cache_external(args, config, target, name, path):
-    """One more recogniser, the same for every seed; a label that is no tag of ours counts as O."""
-    tags = config["tags"]
-
-    def build(folder):
-        for split in ("train", "test"):
-            table = load_table(args.artifacts, f"data/targets/{target}/{split}")
-            sentences = sentences_of(table, "words")
-            labels, theirs = external_says(path, target, split, sentences, args.device)
-            ours = torch.tensor([tags.index(x) if x in tags else 0 for x in labels])
-            if others := [label for label in labels if label not in tags]:
-                print(f"        {name}, {target} {split}: O for {' '.join(others)}")
-                if not ours.any():
-                    raise data.UserError(f"--teacher {path}: no label is one of {' '.join(tags)}")
-            p = torch.zeros(len(theirs), len(tags)).index_add_(1, ours, theirs)
-            rows = p.log().clamp(min=-20).half()  # a probability of 0 is a logit of -20
-            save_file({"logits": rows}, folder / f"{split}.safetensors")
-        return {"tags": tags, "kappa": 1.0}
-
-    texts = [data.read_text(file)[0] for file in sorted(Path(path, target).glob("*.txt"))]
-    made_from = {"path": path, "files": data.encoder_files(path), "text": data.fingerprint(texts)}
+def cache_files(args, config, target, teacher, folder):
+    """logits/<target>/external-<teacher>-s<seed>: tagged files as one more recogniser. Their tags
+    become one-hot rows, the same for every seed; a tag that is none of ours counts as O."""
+    rows = {}
+    for split in ("train", "test"):
+        path = Path(folder, target, f"{split}.txt")
+        tagged, _ = data.read_conll(path)
+        table = load_table(args.artifacts, f"data/targets/{target}/{split}")
+        if [words for words, _ in tagged] != sentences_of(table, "words") or not tagged[0][1]:
+            what = f"not the target's words, each with a tag: tag its {split} text as it is"
+            data.stop(f"{path}: {what}")
+        tags = [tag for _, sentence in tagged for tag in data.to_iob2(sentence)]
+        ids = torch.tensor([config["tags"].index(x) if x in config["tags"] else 0 for x in tags])
+        if not ids.any() and set(tags) != {"O"}:
+            data.stop(f"{path}: no tag of it is one of {' '.join(config['tags'])}")
+        one_hot = F.one_hot(ids, len(config["tags"]))
+        rows[split] = 20 * (one_hot - 1).half()  # a logit of -20: never
     for seed in args.seeds:
-        piece = f"logits/{target}/external-{name}-s{seed}"
-        data.make(args, piece, build, [f"data/targets/{target}"], **made_from)
+        piece = args.artifacts / f"logits/{target}/external-{teacher}-s{seed}"
+        settings = data.inputs(args.artifacts, f"data/targets/{target}")
+        settings["files"] = data.file_hashes(Path(folder, target))
+        if not data.made(piece, settings, args.overwrite):
+            with data.writing(piece, settings) as partial:
+                for split, values in rows.items():
+                    save_file({"logits": values}, partial / f"{split}.safetensors")
 
 
 def main(args):
-    config = open_data(args.artifacts)
-    sources = subset("--sources", args.sources, config["sources"])
-    targets = subset("--targets", args.targets, config["targets"])
-    kinds = ["recogniser", "evaluator"] + ["scaled"] * args.scaled
-    for seed, source, kind in itertools.product(args.seeds, sources, kinds):
-        name = f"{kind}-{source}-s{seed}"
-        train_teacher(args, config, name, seed, [f"data/sources/{source}"])
-        for target in targets:
-            if target != source:
-                cache(args, config, target, name)
-    taken = [*config["sources"], "pooled", "avg", "sim", "kl", "balanced"]  # direct-, tsl-...
+    config = read_config(args.artifacts)
+    sources = config["sources"]
+    wanted = choose_languages("--sources", args.sources, [*sources, "pooled"])
+    targets = choose_languages("--targets", args.targets, config["targets"])
+    plan = []  # kind of teacher, the sources it learns from, the name of these, targets it serves
+    for source in sources:
+        served = [target for target in targets if target != source]
+        plan.append(("recogniser", [source], source, served))
+        plan.append(("evaluator", [source], source, served))
+        if args.scaled:
+            plan.append(("scaled", [source], source, served))
+    for target in targets:
+        others = [source for source in sources if source != target]
+        plan.append(("recogniser", others, pooled_name(config, target), [target]))
+        plan.append(("scaled", others, pooled_name(config, target), [target]))
+    for seed, (kind, taught_by, name, served) in itertools.product(args.seeds, plan):
+        if taught_by and name.partition("-")[0] in wanted:
+            train_teacher(args, config, kind, taught_by, f"{kind}-{name}-s{seed}")
+            for target in served:
+                cache(args, config, kind, target, f"{kind}-{name}-s{seed}")
+    if sources and "pooled" in wanted:
+        weigh_sources(args, config, targets)
     for teacher, target in itertools.product(args.teacher, targets):
-        name, _, path = teacher.partition("=")
-        if not path or not name.isidentifier() or name in taken:
-            raise data.UserError(f"--teacher {teacher}: give NAME=PATH, NAME of letters, not taken")
-        cache_external(args, config, target, name, path)
-    if args.sources or not sources:
-        return print("stage 2: done with these; without --sources it makes what is left")
-    weigh_sources(args, config, targets)
-    for seed, target in itertools.product(args.seeds, targets):
-        others = [f"data/sources/{s}" for s in config["sources"] if s != target]
-        without = f"-without-{target}" if target in config["sources"] else ""
-        for kind in ("pooled", "scaled-pooled"):
-            train_teacher(args, config, f"{kind}{without}-s{seed}", seed, others)
-            cache(args, config, target, f"{kind}-s{seed}", f"{kind}{without}-s{seed}")
-        gold = args.artifacts / f"gold/{target}/train"
-        if args.oracle and gold.exists():
-            train_teacher(args, config, f"supervised-{target}-s{seed}", seed, [f"gold/{target}"])
-            cache(args, config, target, f"supervised-s{seed}", f"supervised-{target}-s{seed}")
-    print(f"stage 2 done: {len(sources)} pairs of teachers a seed, {len(targets)} targets")
+        name, _, folder = teacher.partition("=")
+        if not folder or not name.isidentifier() or name in [*sources, *data.NOT_NAMES]:
+            data.stop(f"--teacher {teacher}: give NAME=DIR, a NAME of letters that is not taken")
+        cache_files(args, config, target, name, folder)
+    print(f"stage 2 done: teachers of {' '.join(wanted)}, seeds {args.seeds}")
 
 
 if __name__ == "__main__":
-    data.run(main, parse_args)
+    main(parse_args())

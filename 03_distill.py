@@ -1,27 +1,30 @@
 """Stage 3: distil a student for every target from what the teachers said of its unlabelled text.
 
-    python 03_distill.py                                          the default methods, two seeds
+    python 03_distill.py                                          the default methods, two runs
     python 03_distill.py --methods mtmt mtmt-nogamma --seeds 0    an ablation
 
-Reads   artifacts/data/targets (no tags there), artifacts/logits, artifacts/weights: of the teachers
-        what they said, and the pooled recogniser where a student starts from it; never gold
-Writes  artifacts/students/<target>/<method>-s<seed>/        the student, its test logits, log.csv
-        artifacts/logits/<target>/{ensemble,vote,bea}-s<seed>  the teachers without a student
+Reads   artifacts/data/targets (no tags there), artifacts/logits, artifacts/weights, and the pooled
+        recogniser where a student starts from it; never gold
+Writes  artifacts/students/<target>/<method>-s<seed>/  the student, its test logits, log.csv
+        artifacts/logits/<target>/ensemble-s<seed>     the teachers' mixture without a student
 
-Equation numbers are those of the README's section on the method. B sentences, T sub-tokens, C tags,
-K sources, H hidden size, M scored words of a batch, P pairs (i, j) of them.
+Equations are numbered as in the README. B sentences, T sub-tokens, C tags, K sources, H hidden
+size, M scored words of a batch, P pairs (i, j) of them.
 """
 
+import argparse
 import importlib
 import itertools
+import random
+import time
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 data = importlib.import_module("01_data")  # a leading digit forbids a plain import
 teachers = importlib.import_module("02_teachers")  # batches, pairs and the optimiser are as there
@@ -34,75 +37,68 @@ class Method:
     """What a student learns from, and by which terms of Eq. (9). The defaults are TSL."""
 
     weights: str = "similarity"  # of the sources: by similarity, Eq. (4), or uniform
-    teachers: str = "sources"    # or pooled, or both; then the student starts from the pooled one
+    pooled: bool = False         # one teacher, of all sources' labels; the student starts from it
     loss: str = "squared"        # Eq. (6): squared error, or kl at temperature tau
     tau: float = 2.0             # temperature of kl; alpha and gamma (8) are meant for tau = 1
     pairs: bool = False          # pairs of words: Eq. (9); without them Eq. (6) alone
-    scaled: bool = False         # with pairs: kappa, both words drawn class first, r = p_i . p_j
-    balanced: bool = True        # with pairs: (6) over their words, as in (9), or over all words
+    scaled: bool = False         # with pairs: evaluators that learned kappa, and r = p_i . p_j
+    law: str = "C"
     similarity: bool = True      # with pairs: the second teachers' task, Eq. (7)
-    lam: float = 1.0             # its weight lambda in Eq. (9)
+    lam: float = 0.5             # its weight lambda in Eq. (9)
     alpha: bool = True           # with pairs: the weights of Eq. (8)
     beta: bool = True
     gamma: bool = True
 
 
-TSL, MTMT = Method(), Method(pairs=True)
+TSL = Method()
+MTMT = Method(pairs=True)
 UNWEIGHTED = replace(MTMT, alpha=False, beta=False, gamma=False)
-SELF = Method(teachers="pooled", loss="kl")
 METHODS = {  # and tsl-<source>, mtmt-<source>: with one source's teachers alone
     "tsl-avg": replace(TSL, weights="uniform"),
     "tsl-sim": TSL,
     "tsl-kl": replace(TSL, loss="kl"),
-    "tsl-balanced": replace(UNWEIGHTED, similarity=False),  # a control: no more than mtmt's words
     "mtmt": MTMT,
-    "mtmt-scaled": replace(MTMT, scaled=True),
-    "mtmt-scaled-nosim": replace(MTMT, scaled=True, similarity=False),
-    "mtmt-avg": replace(MTMT, weights="uniform"),
     "mtmt-noalpha": replace(MTMT, alpha=False),
     "mtmt-nobeta": replace(MTMT, beta=False),
     "mtmt-nogamma": replace(MTMT, gamma=False),
-    "mtmt-noweights": UNWEIGHTED,
     "mtmt-nosim": replace(MTMT, similarity=False),
-    "self-pooled": SELF,
-    "tsl-pooled": replace(SELF, teachers="both"),
-    "mtmt-pooled": replace(UNWEIGHTED, teachers="pooled", loss="kl", scaled=True, balanced=False),
+    "mtmt-scaled": replace(MTMT, scaled=True),
+    "mtmt-scaled-nosim": replace(MTMT, scaled=True, similarity=False),
+    "self-pooled": replace(TSL, pooled=True, loss="kl"),
+    "mtmt-pooled": replace(UNWEIGHTED, pooled=True, loss="kl", scaled=True),
 }
-DEFAULTS = ["tsl-avg", "tsl-sim", "mtmt", "self-pooled", "mtmt-pooled"]
+DEFAULTS = ["tsl-sim", "mtmt", "self-pooled", "mtmt-pooled"]
 RECIPES = {  # by width of the encoder; base is TSL's student (Wu et al. 2020, Sec. 4.1)
-    "base": {"lr": 1e-4, "epochs": 3, "batch_size": 32, "freeze": 3},
-    "small": {"lr": 1.5e-4, "epochs": 6, "batch_size": 8, "freeze": 3},
-    "tiny": {"lr": 3e-3, "epochs": 5, "batch_size": 32, "freeze": 0},
+    "base": {"lr": 1e-4, "steps": 783, "batch_size": 32, "freeze": 3},
+    "small": {"lr": 3e-4, "steps": 625, "batch_size": 16, "freeze": 3},
+    "tiny": {"lr": 3e-3, "steps": 400, "batch_size": 32, "freeze": 0},
 }
 STARTED = {  # of students that start from the pooled recogniser, which has been trained already
-    "base": {"lr": 5e-5, "epochs": 3, "batch_size": 32, "freeze": 3},
-    "small": {"lr": 1e-4, "epochs": 3, "batch_size": 8, "freeze": 3},
-    "tiny": {"lr": 1e-3, "epochs": 3, "batch_size": 32, "freeze": 0},
+    "base": {"lr": 5e-5, "steps": 783, "batch_size": 32, "freeze": 3},
+    "small": {"lr": 1e-4, "steps": 625, "batch_size": 16, "freeze": 3},
+    "tiny": {"lr": 1e-3, "steps": 60, "batch_size": 32, "freeze": 0},
 }
 
 
-def resolve(name, target, sources, external=()):
-    """A method and the sources and external teachers that it has; no source teaches itself."""
-    family, _, one = name.partition("-")
+def choose_method(name, sources, external):
+    """The method of that name, and the sources and teachers from elsewhere that teach by it."""
     if name in METHODS:
-        method, others = METHODS[name], [source for source in sources if source != target]
-        if not others and (method.pairs or method.teachers != "sources"):
-            raise data.UserError(f"--methods {name} has no evaluator or pooled teacher: try tsl-kl")
-        return method, others, external
-    if family == "tsl" and one in external:
-        return TSL, [], [one]
-    if family in ("tsl", "mtmt") and one in sources:
-        return MTMT if family == "mtmt" else TSL, [one] * (one != target), []
-    known = f"{' '.join(METHODS)} nor tsl-<source or teacher>, mtmt-<source>"
-    raise data.UserError(f"--methods {name}: not one of {known}; sources: {' '.join(sources)}")
+        return METHODS[name], sources, external
+    family, _, teacher = name.partition("-")
+    if family == "tsl" and teacher in external:
+        return TSL, [], [teacher]
+    if family in ("tsl", "mtmt") and teacher in sources:
+        return MTMT if family == "mtmt" else TSL, [teacher], []
+    known = " ".join([*METHODS, *[f"tsl-{x}" for x in sources + external]])
+    data.stop(f"--methods {name}: not one of {known}, or mtmt-<source>")
 
 
 def parse_args(argv=None):
-    p = data.Parser(description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = "tsl-<source>, mtmt-<source>, " + ", ".join(METHODS)
     p.add_argument("--targets", nargs="+", metavar="LANG", help="languages to distil into")
     p.add_argument("--methods", nargs="+", default=DEFAULTS, help=names)
-    p.add_argument("--lambda", dest="lam", type=data.at_least(0, float), help="in Eq. (9); 1")
+    p.add_argument("--lambda", dest="lam", type=float, help="weight of (7) in Eq. (9); default 0.5")
     p.add_argument("--logits-only", action="store_true", help="keep a student's logits, no model")
     teachers.add_training_flags(p)
     return p.parse_args(argv)
@@ -119,42 +115,6 @@ def mixture(teacher_logits, weights, tau=1.0):
     return torch.einsum("kmc,k->mc", probs, weights)
 
 
-def vote(teacher_logits, weights):
-    """The tag most teachers choose, as one-hot rows; the mixture (5) decides between equals.
-
-    teacher_logits (K, M, C), weights (K,)  ->  (M, C)
-    """
-    C = teacher_logits.shape[-1]
-    votes = F.one_hot(teacher_logits.argmax(-1), C).sum(0)                  # (M, C)
-    best = (votes + 0.5 * mixture(teacher_logits, weights)).argmax(-1)      # half a vote at most
-    return F.one_hot(best, C).float()
-
-
-def bea(teacher_logits, weights=None, a=1.0, b=1.0, steps=50):
-    """Bayesian ensemble aggregation, token level (Rahimi et al. 2019): Dawid-Skene, mean field.
-
-    Letters as in the paper, so k is a tag here and j a teacher: pi are the tags' frequencies,
-    V^j_kl = p(teacher j says l | the tag is k), b and a their Dirichlet pseudo-counts. What a
-    teacher says is its best tag; how far to trust it is learnt here, so weights are not used.
-    teacher_logits (K, N, C)  ->  r (N, C), the posterior of the true tag
-    """
-    C = teacher_logits.shape[-1]
-    y = F.one_hot(teacher_logits.argmax(-1), C).double()                    # (K, N, C)
-    r = y.mean(0)                                                           # start from the vote
-    for _ in range(steps if len(y) > 1 else 0):  # one teacher is taken at its word
-        total = torch.tensor(C * b + len(r))
-        log_pi = torch.digamma(b + r.sum(0)) - torch.digamma(total)         # (C,)
-        counts = torch.einsum("nk,jnl->jkl", r, y)                          # true k, said l
-        totals = counts.sum(-1, keepdim=True)
-        log_V = torch.digamma(a + counts) - torch.digamma(C * a + totals)   # (K, C, C)
-        evidence = torch.einsum("jnl,jkl->nk", y, log_V)
-        new = torch.softmax(log_pi + evidence, dim=-1)                      # (N, C)
-        moved, r = (new - r).abs().max(), new
-        if moved < 1e-6:
-            break
-    return r.float()
-
-
 def teacher_similarity(vectors, weights, kappas, i, j):
     """t_ij = sum_k w_k sigmoid(kappa_k cos(v_i^k, v_j^k)), Eq. (7); as published kappa = 1.
 
@@ -168,37 +128,36 @@ def teacher_similarity(vectors, weights, kappas, i, j):
 
 
 def external_teachers(artifacts, target):
-    """Names of a target's teachers that were not trained here: 02_teachers.py --teacher NAME=..."""
-    found = (artifacts / "logits" / target).glob("external-*-s*")  # of any seed: all need them
+    """Names of a target's teachers from elsewhere: 02_teachers.py --teacher NAME=..."""
+    found = artifacts.glob(f"logits/{target}/external-*-s*")
     return sorted({x.name.removeprefix("external-").rpartition("-s")[0] for x in found})
 
 
-def find_teachers(args, target, method, sources, external, seed):
-    """Names of the caches that a method learns from, and the weights of their mixture: 1 / (K + E)
-    for each of E external teachers, the rest for K sources by Eq. (4).
+def find_teachers(args, config, target, name, seed):
+    """A method, and the caches that a student learns from with their weights: each of E teachers
+    from elsewhere has 1 / (K + E) of the mixture, the K sources share the rest by Eq. (4).
 
-      ->  recognisers, weights (K + E,), evaluators, weights (K,), [the piece that holds weights]
+      ->  method, recognisers, weights (K + E,), evaluators, weights (K,)
     """
-    of = lambda kind, names: [f"logits/{target}/{kind}-{name}-s{seed}" for name in names]
-    pooled, one = [f"logits/{target}/pooled-s{seed}"], torch.ones(1)
-    if method.teachers == "pooled":
-        return pooled, one, [f"logits/{target}/scaled-pooled-s{seed}"], one, []
-    K, E, uses = len(sources), len(external), []
-    w = torch.ones(K) / K
+    sources = [source for source in config["sources"] if source != target]
+    external = external_teachers(args.artifacts, target)
+    method, sources, external = choose_method(name, sources, external)
+    if method.pooled:
+        sources = [teachers.pooled_name(config, target)]
+        external = []
+    K = len(sources)
+    E = len(external)
+    w = torch.ones(K) / max(1, K)
     if method.weights == "similarity" and K > 1:
-        uses = [f"weights/{target}"]
-        had = data.read_piece(args.artifacts, uses[0])["settings"]["sources"]
-        if had != sources:
-            what = f"{uses[0]}: of sources {' '.join(had)}"
-            raise data.UserError(f"{what}: run python 02_teachers.py --overwrite")
-        a = open_rows(args.artifacts / uses[0] / "sentences.safetensors", "a")[:]
-        w = a.mean(0)                                                       # w of Eq. (4)
-    weights = torch.cat([K * w, torch.ones(E)]) / (K + E)
-    recognisers = of("recogniser", sources) + of("external", external)
-    evaluators = of("scaled" if method.scaled else "evaluator", sources)
-    if method.teachers == "both":
-        recognisers, weights = recognisers + pooled, torch.cat([weights, one]) / 2
-    return recognisers, weights, evaluators, w, uses
+        data.inputs(args.artifacts, f"weights/{target}")
+        a = load_file(args.artifacts / f"weights/{target}/sentences.safetensors")
+        w = torch.stack([a[source] for source in sources]).mean(1)          # w of Eq. (4)
+    weights = torch.cat([K * w, torch.ones(E)]) / max(1, K + E)
+    recognisers = [f"logits/{target}/recogniser-{source}-s{seed}" for source in sources]
+    recognisers += [f"logits/{target}/external-{teacher}-s{seed}" for teacher in external]
+    kind = "scaled" if method.scaled else "evaluator"
+    evaluators = [f"logits/{target}/{kind}-{source}-s{seed}" for source in sources]
+    return method, recognisers, weights, evaluators if method.pairs else [], w
 
 
 # ------------------------------------------------------------------------ the student's loss
@@ -257,8 +216,8 @@ def gamma(p_i, p_j, t, scaled=False):
     return 1 - (r - t).abs()
 
 
-def student_loss(student_logits, h, p, evaluators, method, generator):
-    """Eq. (9); without pairs the mean of (6), which is also the first part of (9) if not balanced.
+def student_loss(student_logits, h, p, evaluators, method, rng):
+    """Eq. (9): (6) over the words, and with pairs (7) over pairs of them, weighted by (8).
 
     student_logits (M, C) and states h (M, H) of the student; p (M, C) of the recognisers; of the
     evaluators vectors (K, M, H), weights (K,), kappas (K,)  ->  scalar, {term: scalar} for the log
@@ -267,164 +226,147 @@ def student_loss(student_logits, h, p, evaluators, method, generator):
         e = soft_target_loss(student_logits, p, method.tau)                 # (M,)
     else:
         e = squared_error(student_logits, p)                                # (M,)
-    loss, terms = e.mean(), {"recognition": e.mean()}
+    loss = e.mean()
+    terms = {"recognition": e.mean()}
     if method.pairs and len(e) > 1:  # a lone word has no partner
         vectors, w, kappas = evaluators
-        i, j = teachers.draw_pairs(p.argmax(-1), generator, method.scaled)  # (P,) by predictions
+        i, j = teachers.draw_pairs(p.argmax(-1), rng)                       # (P,) by predictions
         t = teacher_similarity(vectors, w, kappas, i, j)                    # (P,)
         bce = similarity_loss(h, i, j, t, kappa=w @ kappas)                 # (P,)
         a = alpha(p) if method.alpha else torch.ones_like(e)                # (M,)
         b = beta(t) if method.beta else torch.ones_like(t)                  # (P,)
         g = gamma(p[i], p[j], t, method.scaled) if method.gamma else torch.ones_like(t)
-        if method.balanced:
-            loss = 0.5 * (g * a[i] * e[i]).mean() + 0.5 * (g * a[j] * e[j]).mean()
+        loss = (a * e).mean()
         if method.similarity:
-            loss = loss + method.lam * (g * b * bce).mean()                 # Eq. (9)
+            loss = loss + method.lam * (g * b * bce).mean()
         terms["similarity"] = (bce - entropy(t)).mean()                     # above its floor
-        terms |= {"alpha": a.mean(), "beta": b.mean(), "gamma": g.mean()}
-    return loss, {"loss": loss, **terms}
+        terms.update(alpha=a.mean(), beta=b.mean(), gamma=g.mean())
+    terms["loss"] = loss
+    return loss, terms
 
 
 # ------------------------------------------------------------------------ training
 
-def open_rows(file, name):
-    """A tensor of a safetensors file, of which only the rows asked for are read."""
-    with data.explained(f"{file}: damaged", "remove its folder, run python 02_teachers.py"):
-        return safe_open(file, "pt").get_slice(name)
-
-
-def read_rows(files, name, batch):
-    """What K caches have of a batch's words: (K, M, C or H). Each file is opened anew, since what
-    was read of an open one stays in memory."""
-    said = []
-    for file in files:
-        rows = open_rows(file, name)
-        said.append(torch.cat([rows[start:stop] for start, stop in batch["spans"]]))
-    return torch.stack(said).to(batch["f"].device)
+def load_caches(artifacts, names, split, kind):
+    """What K teachers said: [(N_words, C or H)], mapped: rows are read when they are asked for."""
+    return [load_file(artifacts / name / f"{split}.safetensors")[kind] for name in names]
 
 
 def train(student, table, recognisers, evaluators, method, recipe, seed):
-    """Distil into `student` from cached teachers alone; returns a row of mean terms an epoch.
+    """Distil into `student` from cached teachers alone; returns the mean terms of ten parts.
 
-    recognisers: files of their caches, weights (K,); evaluators: files, weights (K,), kappas (K,)
+    recognisers: logits K x (N_words, C), weights (K,); evaluators: unit vectors K x (N_words, H),
+    weights (K,), kappas (K,)
     """
-    rng = np.random.default_rng(seed)                                       # of batches
-    generator = torch.Generator().manual_seed(seed)                         # of pairs
-    device, size = next(student.parameters()).device.type, recipe["batch_size"]
+    shuffle = np.random.default_rng(seed)                                   # of batches
+    rng = random.Random(seed)                                               # of pairs
+    device = next(student.parameters()).device.type
     teachers.freeze(student, recipe["freeze"])
-    steps = len(teachers.plan_batches(table, size))
-    step = teachers.optimiser(student, recipe["lr"], recipe["epochs"] * steps)
-    log = [{"epoch": number + 1} for number in range(recipe["epochs"])]
+    training = teachers.optimiser(student, recipe["lr"], recipe["steps"])
+    table = table.remove_columns("words")
     tau = method.tau if method.loss == "kl" else 1.0  # teachers are softened as the student is
-    logit_files, weights = recognisers
-    vector_files, shares, kappas = evaluators
-    weights, shares = weights.to(device), shares.to(device)
-    kappas = kappas.to(device)
+    logits, weights = recognisers
+    vectors, shares, kappas = evaluators
+    batches = teachers.plan_steps(table, recipe["batch_size"], recipe["steps"], shuffle)
+    log = []
     student.train()
-    for epoch, batch in teachers.epochs(table, recipe["epochs"], size, rng, device):
-        p = mixture(read_rows(logit_files, "logits", batch), weights, tau)  # (M, C)
+    for rows in tqdm(batches, leave=False, disable=None):
+        batch = teachers.collate(table[rows], device)
+        words = batch["words"]                                              # (M,) in the corpus
+        z = torch.stack([x[words] for x in logits]).to(device)              # (K, M, C)
+        p = mixture(z, weights, tau)                                        # (M, C)
         said = None
         if method.pairs:
-            vectors = read_rows(vector_files, "vectors", batch)             # (K, M, H)
-            said = vectors, shares, kappas
-        with teachers.autocast(student):
-            h, student_logits = teachers.read_words(student, batch)         # (M, H), (M, C)
-        loss, terms = student_loss(student_logits, h, p, said, method, generator)
-        step(loss)
-        row = log[epoch]
-        for name, value in terms.items():
-            row[name] = row.get(name, 0) + value.detach() / steps
-    return [{name: float(value) for name, value in row.items()} for row in log]
+            v = torch.stack([x[words] for x in vectors]).to(device)         # (K, M, H)
+            said = v, shares, kappas
+        h, student_logits = teachers.forward_words(student, batch)          # (M, H), (M, C)
+        loss, terms = student_loss(student_logits, h, p, said, method, rng)
+        teachers.step(loss, student, *training)
+        log.append({name: x.detach() for name, x in terms.items()})
+    log = pd.DataFrame([{name: float(x) for name, x in terms.items()} for terms in log])
+    log.insert(0, "step", log.index + 1)
+    return log.groupby(log.index * 10 // len(log)).mean()
 
 
 # ------------------------------------------------------------------------ the stage
 
-def read_facts(args, config, caches):
-    """The facts of caches; tags in another order than ours would make their average nonsense."""
-    facts = [data.read_piece(args.artifacts, name)["facts"] for name in caches]
-    for name, said in zip(caches, facts):
-        if said["tags"] != config["tags"]:
-            raise data.UserError(f"{name}: tags {said['tags']}: run 02_teachers.py --overwrite")
-    return facts
-
-
-def combine(args, config, target, seed):
-    """What the teachers together say of the test words: mixture, vote and BEA, as log p."""
-    external = external_teachers(args.artifacts, target)
-    taught_by = resolve("tsl-sim", target, config["sources"], external)
-    recognisers, weights, _, _, uses = find_teachers(args, target, *taught_by, seed)
+def write_ensemble(args, config, target, seed):
+    """logits/<target>/ensemble-s<seed>: the mixture (5) of the test words, as log p."""
+    _, recognisers, weights, _, _ = find_teachers(args, config, target, "tsl-sim", seed)
     if not recognisers:
-        raise data.UserError(f"{target} has no teachers: run 02_teachers.py --teacher NAME=PATH")
-    read_facts(args, config, recognisers)
-    for name, way in {"ensemble": mixture, "vote": vote, "bea": bea}.items():
-
-        def build(folder):
-            files = [args.artifacts / cache / "test.safetensors" for cache in recognisers]
-            logits = torch.stack([open_rows(file, "logits")[:] for file in files])
-            log_p = way(logits, weights).clamp_min(1e-6).log()              # (N_words, C)
-            save_file({"logits": log_p.half()}, folder / "test.safetensors")
-
-        data.make(args, f"logits/{target}/{name}-s{seed}", build, recognisers + uses)
+        data.stop(f"{target} has no teachers: run 02_teachers.py --teacher NAME=DIR")
+    settings = dict(data.inputs(args.artifacts, *recognisers), weights=weights.tolist())
+    folder = args.artifacts / f"logits/{target}/ensemble-s{seed}"
+    if not data.made(folder, settings, args.overwrite):
+        logits = torch.stack(load_caches(args.artifacts, recognisers, "test", "logits"))
+        log_p = mixture(logits, weights).clamp_min(1e-6).log()              # (N_words, C)
+        with data.writing(folder, settings) as partial:
+            save_file({"logits": log_p.half()}, partial / "test.safetensors")
 
 
 def distil(args, config, target, name, seed):
     """Train one student, students/<target>/<method>-s<seed>, unless it is there."""
-    external = external_teachers(args.artifacts, target)
-    method, sources, external = resolve(name, target, config["sources"], external)
-    if not sources + external:
-        return
-    if args.lam is not None and method.pairs:
+    if name.endswith(f"-{target}"):
+        return  # no language teaches itself
+    found = find_teachers(args, config, target, name, seed)
+    method, recognisers, weights, evaluators, shares = found
+    if args.lam is not None:
         method = replace(method, lam=args.lam)
-    found = find_teachers(args, target, method, sources, external, seed)
-    recognisers, weights, evaluators, shares, uses = found
-    evaluators = evaluators if method.pairs else []
-    read_facts(args, config, recognisers)
-    facts = read_facts(args, config, evaluators)
-    kappas = torch.tensor([said["kappa"] for said in facts])
-    text, start, recipes = f"data/targets/{target}", config["encoder"], RECIPES
-    if method.teachers != "sources":
-        below = data.read_piece(args.artifacts, recognisers[-1])["pieces"]  # of the pooled cache
-        pooled = next(name for name in below if name.startswith("teachers/"))
-        start, uses, recipes = args.artifacts / pooled, [*uses, pooled], STARTED
+    start = config["encoder"]
+    if method.pooled:  # the student starts from its teacher
+        teacher = f"recogniser-{teachers.pooled_name(config, target)}-s{seed}"
+        start = args.artifacts / "teachers" / teacher
+    recipes = STARTED if method.pooled else RECIPES
     recipe = teachers.choose_recipe(recipes, config["encoder"], args)
+    text = f"data/targets/{target}"
+    settings = data.inputs(args.artifacts, text, *recognisers, *evaluators)
+    settings.update(recipe, **asdict(method), seed=seed, logits_only=args.logits_only)
+    settings["mixture"] = weights.tolist()
+    folder = args.artifacts / f"students/{target}/{name}-s{seed}"
+    if data.made(folder, settings, args.overwrite):
+        return
 
-    def build(folder):
-        student = teachers.load_tagger(start, config["tags"], seed, args.device)
-        of = lambda cache: args.artifacts / cache / "train.safetensors"
-        said = [of(cache) for cache in recognisers], weights
-        pairs_said = [of(cache) for cache in evaluators], shares, kappas
-        table = teachers.load_table(args.artifacts, f"{text}/train")
-        log = train(student, table, said, pairs_said, method, recipe, seed)
-        pd.DataFrame(log).to_csv(folder / "log.csv", index=False)
-        table = teachers.load_table(args.artifacts, f"{text}/test")
-        logits = teachers.over_words(student, table, args.device)
-        save_file({"logits": logits}, folder / "test.safetensors")
+    begun = time.time()
+    new = "$" if method.pooled else teachers.NEW_HEAD
+    student = teachers.load_tagger(start, config["tags"], seed, args.device, new)
+    kappas = [data.read_record(args.artifacts / x)["facts"]["kappa"] for x in evaluators]
+    logits = load_caches(args.artifacts, recognisers, "train", "logits")
+    vectors = load_caches(args.artifacts, evaluators, "train", "vectors")
+    by_recognisers = logits, weights.to(args.device)
+    by_evaluators = vectors, shares.to(args.device), torch.tensor(kappas).to(args.device)
+    table = teachers.load_table(args.artifacts, f"{text}/train")
+    log = train(student, table, by_recognisers, by_evaluators, method, recipe, seed)
+    if not log.loss.notna().all():
+        data.stop(f"{name}-s{seed}, {target}: its loss is not finite: try a third of --lr")
+    print(f"        {name}-s{seed}: loss {log.loss.iloc[0]:.4f} to {log.loss.iloc[-1]:.4f}")
+    tags = {}  # for fidelity: what the student says, and the mixture that taught it
+    for split in ("train", "test"):
+        table = teachers.load_table(args.artifacts, f"{text}/{split}")
+        z = torch.stack(load_caches(args.artifacts, recognisers, split, "logits"))
+        student_logits = teachers.predict_words(student, table, args.device)  # (N_words, C)
+        tags[f"student_{split}"] = student_logits.argmax(-1)                  # (N_words,)
+        tags[f"mixture_{split}"] = mixture(z, weights).argmax(-1)             # (N_words,)
+    facts = {"seconds": round(time.time() - begun), "device": args.device}
+    with data.writing(folder, settings, **facts) as partial:
+        log.round(5).to_csv(partial / "log.csv", index=False)
+        save_file({"logits": student_logits}, partial / "test.safetensors")
+        save_file({name: x.byte() for name, x in tags.items()}, partial / "tags.safetensors")
         if not args.logits_only:
-            student.save_pretrained(folder)
-            data.load_tokenizer(config["encoder"]).save_pretrained(folder)
-        print(f"        {name}-s{seed}: loss {log[0]['loss']:.4f} to {log[-1]['loss']:.4f}")
-
-    # A record keeps what differs from the defaults: a new field leaves old students valid.
-    differs = {key: x for key, x in asdict(method).items() if x != getattr(Method, key)}
-    uses = [text, *recognisers, *evaluators, *uses]
-    piece = f"students/{target}/{name}-s{seed}"
-    whole = args.logits_only or (args.artifacts / piece / "model.safetensors").exists()
-    anew = args.overwrite and not whole  # where --logits-only kept no model
-    data.make(args, piece, build, uses, replace=anew, seed=seed, method=differs, **recipe)
+            student.save_pretrained(partial)
+            data.load_tokenizer(config["encoder"]).save_pretrained(partial)
 
 
 def main(args):
-    config = teachers.open_data(args.artifacts)
-    targets = teachers.subset("--targets", args.targets, config["targets"])
-    for name, target in itertools.product(args.methods, targets):
-        external = external_teachers(args.artifacts, target)
-        resolve(name, None, config["sources"], external)  # refused before any training
+    config = teachers.read_config(args.artifacts)
+    targets = teachers.choose_languages("--targets", args.targets, config["targets"])
+    for name, target in itertools.product(args.methods, targets):  # refused before any training
+        choose_method(name, config["sources"], external_teachers(args.artifacts, target))
     for target, seed in itertools.product(targets, args.seeds):
-        combine(args, config, target, seed)
+        write_ensemble(args, config, target, seed)
         for name in args.methods:
             distil(args, config, target, name, seed)
     print(f"stage 3 done: {len(targets)} targets, {len(args.methods)} methods, seeds {args.seeds}")
 
 
 if __name__ == "__main__":
-    data.run(main, parse_args)
+    main(parse_args())
