@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Every command of the measurements in README and notebook 5, from the repository's root:
+#
+#     bash notebooks/measure.sh PART SEED CORPORA ENCODER OUT
+#
+# PART is conll, african, labels, own or passes; CORPORA has <language>/{train,dev,test}.txt; ENCODER is a folder or a
+# hub name; OUT takes the artifacts. What is finished is kept: each (part, seed, target) ends in a small file of counts,
+# notebooks/measured/<part>-s<seed>-<target>.safetensors, and is skipped where that is there.
+set -euo pipefail
+part=$1 seed=$2 corpora=$3 encoder=$4 out=$5
+new="fon bbj ewe lug mos sna twi"     # not looked at before the first plan
+old="ibo kin nya pcm xho"
+measured=notebooks/measured
+mkdir -p "$measured"
+
+# stage 1: artifacts NAME, its sources and targets, and how much of them
+data() {
+    local name=$1 sources=$2 targets=$3
+    shift 3
+    python 01_data.py --artifacts "$out/$name" --data-dir "$corpora" --encoder "$encoder" \
+        --sources $sources --targets $targets --limit-test 500 "$@"
+}
+
+# stages 3 and 4 for the targets that have no counts yet
+students() {
+    local name=$1 targets=$2 methods=$3
+    for target in $targets; do
+        local file="$measured/$part-s$seed-$target"
+        [ -e "$file.safetensors" ] && continue
+        python 03_distill.py --artifacts "$out/$name" --seeds "$seed" --targets "$target" --logits-only --methods $methods
+        keep "$name" "$target" "$file"
+    done
+}
+
+# of what stage 4 counted, the part of one target
+keep() {
+    python 04_evaluate.py --artifacts "$out/$1" > "$out/$1/results.txt"
+    python - "$out/$1/results" "$2" "$3" <<'END'
+import sys
+import pandas as pd
+from safetensors.torch import load_file, save_file
+results, target, file = sys.argv[1:]
+counts = load_file(f"{results}/counts.safetensors")
+save_file({k: x for k, x in counts.items() if k.startswith(f"{target}/")}, f"{file}.safetensors")
+table = pd.read_csv(f"{results}/fidelity.csv")
+table[table.target == target].to_csv(f"{file}.csv", index=False)
+END
+}
+
+case $part in
+conll) # TSL's own experiment: each of three languages taught by the other three of four
+    data "conll" "en de es nl" "es nl de" --limit 2000 --limit-text 2000
+    python 02_teachers.py --artifacts "$out/conll" --seeds "$seed" --scaled
+    students conll "es nl de" "tsl-en tsl-sim mtmt-en mtmt-scaled self-pooled"
+    ;;
+african) # twelve targets, four sources
+    data african "en swa hau yor" "$new $old" --limit 1000 --limit-text 2000
+    python 02_teachers.py --artifacts "$out/african" --seeds "$seed" --scaled
+    students african "$new $old" "tsl-en tsl-sim mtmt-scaled self-pooled mtmt-pooled"
+    ;;
+labels) # as many labels as pooling sees: one source with 4,000, and pooling with 4 x 250
+    for source in en swa; do
+        data "labels-$source" "$source" "$new $old" --limit 4000 --limit-text 2000
+        python 02_teachers.py --artifacts "$out/labels-$source" --seeds "$seed" --sources "$source"
+    done
+    data labels-pooled "en swa hau yor" "$new $old" --limit 250 --limit-text 2000
+    python 02_teachers.py --artifacts "$out/labels-pooled" --seeds "$seed" --sources pooled
+    for name in labels-en labels-swa labels-pooled; do
+        for target in $new $old; do
+            [ -e "$measured/$name-s$seed-$target.safetensors" ] || keep "$name" "$target" "$measured/$name-s$seed-$target"
+        done
+    done
+    ;;
+own) # each target's own 1,000 labels, for reference: its corpus is the source, under another name
+    for target in $new $old; do
+        mkdir -p "$out/own-corpora" && ln -sfn "$(realpath "$corpora")/$target" "$out/own-corpora/$target"
+        ln -sfn "$(realpath "$corpora")/$target" "$out/own-corpora/$target-gold"
+        corpora="$out/own-corpora" data "own-$target" "$target-gold" "$target" --limit 1000 --limit-text 10
+        python 02_teachers.py --artifacts "$out/own-$target" --seeds "$seed" --sources "$target-gold"
+        keep "own-$target" "$target" "$measured/own-s$seed-$target"
+    done
+    ;;
+passes) # was it the text or the steps that the students lacked? 500 or 2,000 sentences, 3,000 or 10,000 passes
+    for text in 500 2000; do
+        data "passes-$text" "en swa hau yor" "ibo kin pcm sna" --limit 1000 --limit-text $text
+        python 02_teachers.py --artifacts "$out/passes-$text" --seeds "$seed" --sources en swa hau yor
+        python 02_teachers.py --artifacts "$out/passes-$text" --seeds "$seed" --sources pooled
+        for steps in 188 625; do
+            for target in ibo kin pcm sna; do
+                file="$measured/passes-$text-$steps-s$seed-$target"
+                [ -e "$file.safetensors" ] && continue
+                python 03_distill.py --artifacts "$out/passes-$text" --seeds "$seed" --targets "$target" \
+                    --logits-only --methods tsl-sim --steps "$steps" --overwrite
+                keep "passes-$text" "$target" "$file"
+            done
+        done
+    done
+    ;;
+esac
