@@ -5,6 +5,7 @@
     python 01_data.py --data-dir DIR --sources en --targets sw --encoder xlm-roberta-base
 
 Reads   the toy's generator, data sets of the hub, or CoNLL files DIR/<lang>/{train,dev,test}.txt
+        (a target may have raw text instead, DIR/<lang>/text.txt)
 Writes  artifacts/data/config.json                  sources, targets, tags and encoder
         artifacts/data/sources/<lang>/{train,dev}   windows with tags
         artifacts/data/targets/<lang>/{train,test}  windows WITHOUT tags
@@ -22,6 +23,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import sys
 from collections import Counter
 from pathlib import Path
@@ -122,7 +124,7 @@ def inputs(artifacts, *names):
     for name in names:
         record = read_record(artifacts / name)
         for below, known in record["settings"].items():
-            is_piece = (artifacts / below / "record.json").exists()
+            is_piece = (artifacts / below / "record.json").exists()  # else it is a plain setting
             if is_piece and inputs(artifacts, below)[below] != known:
                 what = f"{artifacts / name}: made from another {below} than there is now"
                 stop(f"{what}: run its stage again with --overwrite, or remove it")
@@ -149,12 +151,11 @@ def made(folder, settings, overwrite=False):
 def writing(folder, settings, **facts):
     """Fill a piece beside its place, and move it there when it is whole."""
     folder = folder.resolve()  # a link stays: what it points to is replaced
-    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
-        try:
-            os.kill(int(leftover.suffixes[-2][1:]), 0)  # asks whether that process runs, no more
-        except ProcessLookupError:
+    beside = f".{folder.name}.{socket.gethostname()}"
+    for leftover in folder.parent.glob(f"{beside}.*.partial"):
+        if not is_running(int(leftover.suffixes[-2][1:])):
             shutil.rmtree(leftover, ignore_errors=True)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = folder.with_name(f"{beside}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -168,6 +169,17 @@ def writing(folder, settings, **facts):
             print(f"  wrote {folder.parent.name}/{folder.name}")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_running(pid):
+    """Does a process of this machine have that number?"""
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def fingerprint(thing):
@@ -197,12 +209,12 @@ def load(auto_class, folder, **options):
         stop(f"{folder}: cannot load it ({type(error).__name__}: {str(error)[:300]}): {remedy}")
 
 
-def load_model(auto_class, folder, new="$", **options):
+def load_model(auto_class, folder, new=None, **options):
     """A model in fp32. Weights that its files lack would be drawn at random, and the library only
     warns: refused, but for those whose names match `new`; so is what is not finite."""
     options.update(dtype=torch.float32, output_loading_info=True)
     model, info = load(auto_class, folder, **options)
-    lacking = sorted(name for name in info["missing_keys"] if not re.match(new, name))
+    lacking = sorted(x for x in info["missing_keys"] if new is None or not re.match(new, x))
     if lacking:
         what = f"{len(lacking)} weights are not in its files ({', '.join(lacking[:3])})"
         stop(f"{folder}: {what}: give them the names of {type(model).__name__}")
@@ -224,7 +236,7 @@ noun 60, verb 20, adjective 20, title 4, in 2, from 2, company 5, meet 4, the 2,
 town 60, brand 50
 """  # how many words each class has
 # Capitals are rules, lower case is a word of that class, TYPE:class+class a name; twice is twice as
-# likely. Only its neighbours tell a name's type: towns and firms are named after people at times.
+# likely. Of last names and towns only the neighbours tell the type: both name other things, too.
 GRAMMAR = """
 SENTENCE = WHO ACT
 WHO      = THING | PERSON | PERSON | FIRM
@@ -421,16 +433,19 @@ def read_raw_text(path):
 
 
 def read_folder(folder, lang, splits):
-    """{split: (sentences, counts)} of DIR/<lang>. A target may have raw text, text.txt: it is the
-    training text, and the test text, too, where there is no test.txt."""
+    """{split: (sentences, counts)} of DIR/<lang>. A target's training text may be raw, text.txt; it
+    is the test text, too, where there is no test.txt."""
     if Path(lang).name != lang or not (folder / lang).is_dir():
         stop(f"{folder}/{lang}: no such folder: --data-dir needs DIR/<lang>/train.txt")
     raw = folder / lang / "text.txt"
     corpus = {}
     for split in splits:
         path = folder / lang / f"{split}.txt"
-        use_raw = "dev" not in splits and raw.is_file() and (split == "train" or not path.is_file())
-        corpus[split] = read_raw_text(raw) if use_raw else read_conll(path)
+        if "test" in splits and split == "train" and raw.is_file():
+            path = raw
+        if split == "test" and not path.is_file():
+            path = raw if raw.is_file() else path.with_name("train.txt")
+        corpus[split] = read_raw_text(path) if path == raw else read_conll(path)
     return corpus
 
 

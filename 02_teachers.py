@@ -5,13 +5,14 @@
     python 02_teachers.py --teacher x=DIR also tags from elsewhere, DIR/<target>/{train,test}.txt
 
 Reads   artifacts/data
-Writes  artifacts/teachers/{recogniser,evaluator,scaled}-<source>-s<seed>, {,scaled-}pooled-s<seed>
+Writes  artifacts/teachers/{recogniser,evaluator,scaled}-<source>-s<seed>
+        artifacts/teachers/{recogniser,scaled}-pooled-s<seed>   of all sources' labels together
         artifacts/weights/<target>/           of the sources, Eqs. (3) and (4)
         artifacts/logits/<target>/<teacher>/  logits or vectors of every word of the target
 
 Equations are numbered as in the README. B sentences, T sub-tokens, C tags, K sources, H hidden
 size, M scored words of a batch, P pairs of them. The teachers of seed 0 teach the students of
-seed 0: a seed is a whole run.
+seed 0: a seed is a whole run, of which only the weights of the sources are shared.
 """
 
 import argparse
@@ -46,7 +47,7 @@ SIMILARITY = {"rank": 64, "epochs": 10, "ridge": 0.01}  # TSL, Sec. 3.3
 
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--sources", nargs="+", metavar="LANG", help="whose teachers; one is `pooled`")
+    p.add_argument("--sources", nargs="+", metavar="LANG", help="only their teachers, or pooled")
     p.add_argument("--targets", nargs="+", metavar="LANG", help="fill these targets' caches only")
     p.add_argument("--scaled", action="store_true", help="also evaluators that learn a scale")
     what = "NAME=DIR: a folder of tagged files as one more teacher (repeatable)"
@@ -122,8 +123,9 @@ def choose_recipe(recipes, encoder, args):
 
 # ------------------------------------------------------------------------ a tagger and its batches
 
-def load_tagger(encoder, tags, seed, device, new="$"):
-    """An encoder with a linear head over `tags`; the seed fixes a head that is `new`."""
+def load_tagger(encoder, tags, seed, device, new=None):
+    """An encoder with a linear head over `tags`; the seed fixes a head that is `new`. Evaluators
+    have this head, too, and do not use it."""
     torch.manual_seed(seed)
     options = {"id2label": dict(enumerate(tags))}
     options["label2id"] = {tag: k for k, tag in enumerate(tags)}
@@ -281,7 +283,7 @@ def train(model, table, loss_of, recipe, seed):
     rng = random.Random(seed)                                               # of pairs
     device = next(model.parameters()).device.type
     freeze(model, recipe["freeze"])
-    table = table.remove_columns("words")
+    table = table.remove_columns("words")  # text is slow to read, and not needed here
     size = recipe["batch_size"]
     steps = max(recipe["steps"], recipe["epochs"] * math.ceil(len(table) / size))
     training = optimiser(model, recipe["lr"], steps)
@@ -400,7 +402,10 @@ class LanguageSimilarity(torch.nn.Module):
 
 
 def language_loss(model, g, k):
-    """Cross-entropy of (3), and a ridge that keeps embeddings apart.  g (B, H), k (B,) sources"""
+    """Cross-entropy of (3), and a penalty that keeps the embeddings orthogonal.
+
+    g (B, H), k (B,) sources  ->  scalar
+    """
     E = model.mu                                                            # (K, H)
     ridge = (E @ E.T - torch.eye(len(E))).square().sum()
     return F.cross_entropy(model(g), k) + SIMILARITY["ridge"] * ridge
@@ -423,7 +428,9 @@ def train_similarity(features):
 
 
 def teacher_weights(scores):
-    """Eq. (4): a = softmax(l / tau_w) for every sentence, tau_w the variance of all N K scores.
+    """Eq. (4): a = softmax(l / tau_w) for every sentence, tau_w the variance of all N K scores, as
+    TSL has it (notebook 2 shows that surer scores then give flatter weights).
+
     scores (N, K)  ->  a (N, K); the sources' weights w are its mean over the sentences"""
     tau = scores.var(correction=0).clamp_min(1e-12)
     return torch.softmax(scores / tau, dim=-1)                              # (N, K)
@@ -546,23 +553,24 @@ def main(args):
     sources = config["sources"]
     wanted = choose_languages("--sources", args.sources, [*sources, "pooled"])
     targets = choose_languages("--targets", args.targets, config["targets"])
-    plan = []  # kind of teacher, the sources it learns from, the name of these, targets it serves
-    for source in sources:
-        served = [target for target in targets if target != source]
-        plan.append(("recogniser", [source], source, served))
-        plan.append(("evaluator", [source], source, served))
-        if args.scaled:
-            plan.append(("scaled", [source], source, served))
-    for target in targets:
-        others = [source for source in sources if source != target]
-        plan.append(("recogniser", others, pooled_name(config, target), [target]))
-        plan.append(("scaled", others, pooled_name(config, target), [target]))
-    for seed, (kind, taught_by, name, served) in itertools.product(args.seeds, plan):
-        if taught_by and name.partition("-")[0] in wanted:
-            train_teacher(args, config, kind, taught_by, f"{kind}-{name}-s{seed}")
-            for target in served:
-                cache(args, config, kind, target, f"{kind}-{name}-s{seed}")
-    if sources and "pooled" in wanted:
+    kinds = ["recogniser", "evaluator"]
+    if args.scaled:
+        kinds.append("scaled")
+    for seed in args.seeds:
+        for source, kind in itertools.product(sources, kinds):
+            name = f"{kind}-{source}-s{seed}"
+            if source in wanted:
+                train_teacher(args, config, kind, [source], name)
+                for target in targets:
+                    if target != source:
+                        cache(args, config, kind, target, name)
+        for target, kind in itertools.product(targets, ["recogniser", "scaled"]):
+            name = f"{kind}-{pooled_name(config, target)}-s{seed}"
+            others = [source for source in sources if source != target]
+            if "pooled" in wanted and others:
+                train_teacher(args, config, kind, others, name)
+                cache(args, config, kind, target, name)
+    if "pooled" in wanted and sources:  # of the jobs of a cluster one weighs the sources
         weigh_sources(args, config, targets)
     for teacher, target in itertools.product(args.teacher, targets):
         name, _, folder = teacher.partition("=")

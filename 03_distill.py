@@ -39,12 +39,11 @@ class Method:
     weights: str = "similarity"  # of the sources: by similarity, Eq. (4), or uniform
     pooled: bool = False         # one teacher, of all sources' labels; the student starts from it
     loss: str = "squared"        # Eq. (6): squared error, or kl at temperature tau
-    tau: float = 2.0             # temperature of kl; alpha and gamma (8) are meant for tau = 1
-    pairs: bool = False          # pairs of words: Eq. (9); without them Eq. (6) alone
+    tau: float = 2.0             # temperature of kl: its softer p would make alpha (8) small
+    pairs: bool = False          # MTMT: the second task (7) on pairs of words, the weights (8)
     scaled: bool = False         # with pairs: evaluators that learned kappa, and r = p_i . p_j
-    law: str = "C"
-    similarity: bool = True      # with pairs: the second teachers' task, Eq. (7)
-    lam: float = 0.5             # its weight lambda in Eq. (9)
+    similarity: bool = True      # with pairs: the second task, Eq. (7)
+    lam: float = 0.5             # its weight lambda in Eq. (9), as the released student has it
     alpha: bool = True           # with pairs: the weights of Eq. (8)
     beta: bool = True
     gamma: bool = True
@@ -70,7 +69,7 @@ METHODS = {  # and tsl-<source>, mtmt-<source>: with one source's teachers alone
 DEFAULTS = ["tsl-sim", "mtmt", "self-pooled", "mtmt-pooled"]
 RECIPES = {  # by width of the encoder; base is TSL's student (Wu et al. 2020, Sec. 4.1)
     "base": {"lr": 1e-4, "steps": 783, "batch_size": 32, "freeze": 3},
-    "small": {"lr": 3e-4, "steps": 625, "batch_size": 16, "freeze": 3},
+    "small": {"lr": 3e-4, "steps": 625, "batch_size": 16, "freeze": 3},  # sources as targets
     "tiny": {"lr": 3e-3, "steps": 400, "batch_size": 32, "freeze": 0},
 }
 STARTED = {  # of students that start from the pooled recogniser, which has been trained already
@@ -157,6 +156,8 @@ def find_teachers(args, config, target, name, seed):
     recognisers += [f"logits/{target}/external-{teacher}-s{seed}" for teacher in external]
     kind = "scaled" if method.scaled else "evaluator"
     evaluators = [f"logits/{target}/{kind}-{source}-s{seed}" for source in sources]
+    if method.scaled and not all((args.artifacts / x).exists() for x in evaluators):
+        data.stop(f"--methods {name}: no scaled evaluators: run 02_teachers.py --scaled first")
     return method, recognisers, weights, evaluators if method.pairs else [], w
 
 
@@ -206,8 +207,9 @@ def beta(t):
 def gamma(p_i, p_j, t, scaled=False):
     """Eq. (8): 1 - |r - t|, do the recognisers (r) and the evaluators (t) agree on a pair?
 
-    r = sigmoid(cos(p_i, p_j)) as published; where t is a probability, so is r = p_i . p_j, that of
-    one tag for both.  (P, C), (P, C), (P,)  ->  (P,)
+    As published r = sigmoid(cos(p_i, p_j)), in [0.5, 0.7311]. With scaled evaluators t goes from 0
+    to 1, and so does r = p_i . p_j, the probability that both words have the same tag.
+    (P, C), (P, C), (P,)  ->  (P,)
     """
     if scaled:
         r = (p_i * p_j).sum(-1)                                             # (P,)
@@ -247,6 +249,11 @@ def student_loss(student_logits, h, p, evaluators, method, rng):
 
 # ------------------------------------------------------------------------ training
 
+def tau_of(method):
+    """The temperature of the mixture: teachers are softened as the student is."""
+    return method.tau if method.loss == "kl" else 1.0
+
+
 def load_caches(artifacts, names, split, kind):
     """What K teachers said: [(N_words, C or H)], mapped: rows are read when they are asked for."""
     return [load_file(artifacts / name / f"{split}.safetensors")[kind] for name in names]
@@ -263,8 +270,8 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
     device = next(student.parameters()).device.type
     teachers.freeze(student, recipe["freeze"])
     training = teachers.optimiser(student, recipe["lr"], recipe["steps"])
-    table = table.remove_columns("words")
-    tau = method.tau if method.loss == "kl" else 1.0  # teachers are softened as the student is
+    table = table.remove_columns("words")  # text is slow to read, and not needed here
+    tau = tau_of(method)
     logits, weights = recognisers
     vectors, shares, kappas = evaluators
     batches = teachers.plan_steps(table, recipe["batch_size"], recipe["steps"], shuffle)
@@ -295,6 +302,8 @@ def write_ensemble(args, config, target, seed):
     _, recognisers, weights, _, _ = find_teachers(args, config, target, "tsl-sim", seed)
     if not recognisers:
         data.stop(f"{target} has no teachers: run 02_teachers.py --teacher NAME=DIR")
+    if not all((args.artifacts / name).exists() for name in recognisers):
+        return  # pooled teachers alone, say
     settings = dict(data.inputs(args.artifacts, *recognisers), weights=weights.tolist())
     folder = args.artifacts / f"logits/{target}/ensemble-s{seed}"
     if not data.made(folder, settings, args.overwrite):
@@ -306,11 +315,11 @@ def write_ensemble(args, config, target, seed):
 
 def distil(args, config, target, name, seed):
     """Train one student, students/<target>/<method>-s<seed>, unless it is there."""
-    if name.endswith(f"-{target}"):
+    if name in (f"tsl-{target}", f"mtmt-{target}"):
         return  # no language teaches itself
     found = find_teachers(args, config, target, name, seed)
     method, recognisers, weights, evaluators, shares = found
-    if args.lam is not None:
+    if args.lam is not None and method.pairs:
         method = replace(method, lam=args.lam)
     start = config["encoder"]
     if method.pooled:  # the student starts from its teacher
@@ -327,7 +336,7 @@ def distil(args, config, target, name, seed):
         return
 
     begun = time.time()
-    new = "$" if method.pooled else teachers.NEW_HEAD
+    new = None if method.pooled else teachers.NEW_HEAD
     student = teachers.load_tagger(start, config["tags"], seed, args.device, new)
     kappas = [data.read_record(args.artifacts / x)["facts"]["kappa"] for x in evaluators]
     logits = load_caches(args.artifacts, recognisers, "train", "logits")
@@ -345,7 +354,7 @@ def distil(args, config, target, name, seed):
         z = torch.stack(load_caches(args.artifacts, recognisers, split, "logits"))
         student_logits = teachers.predict_words(student, table, args.device)  # (N_words, C)
         tags[f"student_{split}"] = student_logits.argmax(-1)                  # (N_words,)
-        tags[f"mixture_{split}"] = mixture(z, weights).argmax(-1)             # (N_words,)
+        tags[f"mixture_{split}"] = mixture(z, weights, tau_of(method)).argmax(-1)
     facts = {"seconds": round(time.time() - begun), "device": args.device}
     with data.writing(folder, settings, **facts) as partial:
         log.round(5).to_csv(partial / "log.csv", index=False)

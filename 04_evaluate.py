@@ -40,7 +40,7 @@ RESULTS = ["target", "method", "seed", "type", "precision", "recall", "f1", "sup
 WHO = ("student", "mixture")
 FIDELITY = ["target", "method", "seed", "fidelity", "fidelity_train"]
 COMPARISONS = ["target", "method", "baseline", "delta_f1", "ci_low", "ci_high", "p", "runs"]
-COLOURS = {  # one colour for each method throughout; others are black
+COLOURS = {  # one colour for each method throughout; others are grey
     "direct-pooled": "#999999",
     "ensemble": "#56B4E9",
     "tsl-avg": "#E69F00",
@@ -196,7 +196,7 @@ def interval(d, v_sentences, draw_targets=False):
 
 
 def choose_direct(sources, counts):
-    """The direct transfer to compare with: from English, else from the first source that has one."""
+    """The direct transfer to compare with: from English, else from the first source there is."""
     methods = sorted({method for systems in counts.values() for method in systems})
     for name in [f"direct-{source}" for source in ["en", *sources]] + methods:
         if name in methods:
@@ -311,7 +311,7 @@ def summary(results, fidelities, comparisons, direct, notes):
             f"## The question: gain in F1 over direct transfer ({direct})",
             "In brackets 95 % intervals, by Student's t over whole runs and test sentences. Those "
             "of two runs cover some 87 %; with one run they know its sentences alone, not what "
-            "another run would give. mean-fixed: of these targets; mean-resampled: of such languages.",
+            "another run would give. mean-fixed: these targets; mean-resampled: other such languages.",
             fenced(cells),
         ]
     return "\n\n".join(text)
@@ -332,7 +332,8 @@ def draw_gains(comparisons, direct):
         is_mean = row.target == "mean-fixed" or gains.target.nunique() == 1
         if is_mean:
             ends = [row.ci_low, row.ci_high]
-            axis.plot(ends, [y, y], color=colour, alpha=0.4, linewidth=8, solid_capstyle="butt")
+            width = 8 if row.runs > 1 else 2  # a thin line: of one run, which knows sentences alone
+            axis.plot(ends, [y, y], color=colour, alpha=0.4, linewidth=width)
         axis.plot(row.delta_f1, y, "o", color=colour, markersize=8 if is_mean else 3)
     axis.set_yticks(range(len(methods)), methods)
     axis.axvline(0, color="black", linewidth=0.8)
@@ -349,16 +350,6 @@ def write_counts(path, counts):
             for seed, table in runs.items():
                 flat[f"{target}/{method}/{seed}"] = torch.tensor(table, dtype=torch.int16)
     save_file(flat, path)
-
-
-def read_counts(paths):
-    """What write_counts wrote, of all files together."""
-    counts = {}
-    for path in paths:
-        for name, table in load_file(path).items():
-            target, method, seed = name.split("/")
-            counts.setdefault(target, {}).setdefault(method, {})[int(seed)] = table.long().numpy()
-    return counts
 
 
 # ------------------------------------------------------------------------ the stage
