@@ -17,6 +17,7 @@ import argparse
 import importlib
 import itertools
 import math
+import signal
 import sys
 import zlib
 from pathlib import Path
@@ -311,7 +312,7 @@ def summary(results, fidelities, comparisons, direct, notes):
             f"## The question: gain in F1 over direct transfer ({direct})",
             "In brackets 95 % intervals, by Student's t over whole runs and test sentences. Those "
             "of two runs cover some 87 %; with one run they know its sentences alone, not what "
-            "another run would give. mean-fixed: these targets; mean-resampled: other such languages.",
+            "another run would give. mean-fixed: these targets; mean-resampled: others like them.",
             fenced(cells),
         ]
     return "\n\n".join(text)
@@ -420,7 +421,6 @@ def write_tables(folder, counts, fidelities, types, direct, notes):
 
 
 def main(args):
-    sys.stdout.reconfigure(errors="replace")  # a terminal may know ASCII alone
     config = teachers.read_config(args.artifacts)
     types = [tag[2:] for tag in config["tags"] if tag.startswith("B")]
     mode = "strict IOB2" if args.strict else "conlleval reading (seqeval's default)"
@@ -449,4 +449,6 @@ def main(args):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal may know ASCII alone
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who read the output may have gone
     main(parse_args())
