@@ -79,11 +79,16 @@ def parse_args(argv=None):
     if args.data_dir:
         args.preset = "own"
     sources, targets = PRESETS.get(args.preset, ("", ""))
-    args.sources = [lang.rstrip("/") for lang in args.sources or sources.split()]
-    args.targets = [lang.rstrip("/") for lang in args.targets or targets.split()]
+    args.sources = list(dict.fromkeys(x.rstrip("/") for x in args.sources or sources.split()))
+    args.targets = list(dict.fromkeys(x.rstrip("/") for x in args.targets or targets.split()))
     args.encoder = args.encoder or ("scratch" if args.preset == "toy" else MBERT)
     if not args.targets or not args.sources + (args.types or []):
         p.error("no languages: name --targets and --sources (or --types, if you have no source)")
+    if args.sources == args.targets and len(args.targets) == 1:
+        p.error("the only source is the target itself: add another to --sources")
+    limits = [args.limit, args.limit_text, args.limit_test, args.max_length - 7]
+    if any(limit is not None and limit < 1 for limit in limits):
+        p.error("--limit, --limit-text and --limit-test: at least 1; --max-length: at least 8")
     for lang in args.sources:
         if lang in NOT_NAMES or list(args.artifacts.glob(f"logits/*/external-{lang}-s*")):
             p.error(f"--sources {lang}: direct-{lang} would be two systems: rename the folder")
@@ -141,7 +146,8 @@ def made(folder, settings, overwrite=False):
     if before == settings:
         print(f"  kept  {folder}")
     elif not overwrite:
-        other = [name for name in settings if settings[name] != before.get(name)]
+        names = dict(before, **settings)  # of both
+        other = [name for name in names if settings.get(name) != before.get(name)]
         remedy = "pass --overwrite to replace it, or another --artifacts"
         stop(f"{folder}: made from other {', '.join(other)}: {remedy}")
     return before == settings
@@ -153,7 +159,8 @@ def writing(folder, settings, **facts):
     folder = folder.resolve()  # a link stays: what it points to is replaced
     beside = f".{folder.name}.{socket.gethostname()}"
     for leftover in folder.parent.glob(f"{beside}.*.partial"):
-        if not is_running(int(leftover.suffixes[-2][1:])):
+        pid = int(leftover.suffixes[-2][1:])
+        if pid == os.getpid() or not is_running(pid):  # a number may come again
             shutil.rmtree(leftover, ignore_errors=True)
     partial = folder.with_name(f"{beside}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
@@ -189,15 +196,21 @@ def fingerprint(thing):
 
 def file_hashes(folder, pattern="."):
     """{name: sha256} of the files in a folder whose names match."""
-    paths = [path for path in sorted(folder.rglob("*")) if re.match(pattern, path.name)]
-    return {x.name: hashlib.sha256(x.read_bytes()).hexdigest() for x in paths if x.is_file()}
+    hashes = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and re.match(pattern, path.name):
+            name = str(path.relative_to(folder))
+            hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashes
 
 
 def encoder_fingerprint(encoder):
     """Of an encoder folder its files of weights and vocabulary, of a hub name its commit."""
     if Path(encoder).is_dir():
-        return fingerprint(file_hashes(Path(encoder), r"config|tokeniz|vocab|merges|model|pytorch"))
-    return load(transformers.AutoConfig, encoder)._commit_hash
+        files = r"config|tokeniz|vocab|merges|sentencepiece|spiece|model|pytorch"
+        return fingerprint(file_hashes(Path(encoder), files))
+    load(transformers.AutoConfig, encoder)  # or one line on why not
+    return Path(transformers.utils.cached_file(encoder, "config.json")).parent.name
 
 
 def load(auto_class, folder, **options):
@@ -424,6 +437,8 @@ def read_raw_text(path):
     """A target's text without tags, one sentence per line, split as by BERT's pre-tokenizer."""
     lines, counts = read_lines(path)
     lines = [line.strip() for line in lines if line.strip()]
+    if not lines:
+        stop(f"{path}: no sentences in it: put one on each line")
     tokens = [token for line in lines for token in line.split()]
     if share(list(NO_WORDS)[0], tokens) > 0.5 or share(rf"\S+\s(.*\s)?{TAG}", lines) > 0.5:
         stop(f"{path}: words with tags, no raw text: name it train.txt, a tab before each tag")
@@ -433,8 +448,8 @@ def read_raw_text(path):
 
 
 def read_folder(folder, lang, splits):
-    """{split: (sentences, counts)} of DIR/<lang>. A target's training text may be raw, text.txt; it
-    is the test text, too, where there is no test.txt."""
+    """{split: (sentences, counts)} of DIR/<lang>. A target's training text may be raw, text.txt. If
+    it has no tags, it is the test text, too, where there is no test.txt."""
     if Path(lang).name != lang or not (folder / lang).is_dir():
         stop(f"{folder}/{lang}: no such folder: --data-dir needs DIR/<lang>/train.txt")
     raw = folder / lang / "text.txt"
@@ -443,9 +458,10 @@ def read_folder(folder, lang, splits):
         path = folder / lang / f"{split}.txt"
         if "test" in splits and split == "train" and raw.is_file():
             path = raw
-        if split == "test" and not path.is_file():
-            path = raw if raw.is_file() else path.with_name("train.txt")
-        corpus[split] = read_raw_text(path) if path == raw else read_conll(path)
+        if split == "test" and not path.is_file() and corpus["train"][0][0][1] is None:
+            corpus[split] = corpus["train"]
+        else:
+            corpus[split] = read_raw_text(path) if path == raw else read_conll(path)
     return corpus
 
 
@@ -496,7 +512,7 @@ def oddities(sentences, unknown):
         ("hardly a sentence is longer than a word", lengths[1] > max(9, 0.9 * len(sentences))),
         ("no spaces between words: segment the text first", share(UNSPACED, words) > 0.05),
         ("most words are numbers or identifiers", share(r".*\d.*", words) > 0.5),
-        ("as many signs as in JSON, CSV or XML", share(r"[\W_]+", words) > 0.25),
+        ("as many signs as in JSON, CSV or XML", share(r"[\W_]+", words) > 0.35),
         (f"{unknown:.0%} of sub-tokens unknown to the encoder", unknown > 0.05),
     ]
     return [what for what, is_so in table if is_so]
@@ -529,11 +545,12 @@ def shared_types(sources, wanted):
     """The entity types a student will know, by the sources' training tags alone."""
     found = {}
     for lang, corpus in sources.items():
-        if corpus["train"][0][0][1] is None:
-            stop(f"source {lang}: no tags in its train split: only targets may have none")
+        for split, (sentences, _) in corpus.items():
+            if sentences[0][1] is None:
+                stop(f"source {lang}: no tags in its {split} split: only targets may have none")
         found[lang] = {tag[2:] for _, tags in corpus["train"][0] for tag in tags if tag != "O"}
     shared = set.intersection(*found.values()) if found else set(wanted)
-    types = sorted(wanted or shared)
+    types = sorted(set(wanted or shared))
     if not types or not set(types) <= shared:
         stop(f"entity types {types} are not in all sources {found}: choose other sources, --types")
     return types
@@ -571,6 +588,8 @@ def load_tokenizer(encoder):
         stored.no_padding()
         text_only.update((k, str(token)) for k, token in tokenizer.special_tokens_map.items())
         tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=stored, **text_only)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        stop(f"--encoder {encoder}: its tokenizer has no words: is its vocabulary file there?")
     try:
         tokenizer("\ua66e", return_offsets_mapping=True)  # a letter that few vocabularies have
     except Exception as error:
@@ -753,7 +772,8 @@ def write_windows(args, name, corpus, tokenizer, how, types=None):
         else:
             sentences = [(words, None) for words, _ in sentences]
         tables[split] = encode(sentences, tokenizer, how["max_length"], how["tags"])
-        ids = [piece for row in tables[split]["input_ids"] for piece in row]
+        special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        ids = [x for row in tables[split]["input_ids"] for x in row if x not in special]
         notes = [f"{n} {what}" for what, n in (counts + entities[split]).items()]
         notes += oddities(sentences, ids.count(tokenizer.unk_token_id) / len(ids))
         n_words = sum(len(words) for words, _ in sentences)
@@ -785,13 +805,17 @@ def main(args):
         if gold:
             of_this_text = dict(how, **inputs(args.artifacts, f"data/targets/{lang}"))
             write_windows(args, f"gold/{lang}", gold, tokenizer, of_this_text, types)
+        else:  # of an earlier run
+            shutil.rmtree(args.artifacts / f"gold/{lang}", ignore_errors=True)
 
     pieces = [f"data/sources/{x}" for x in sources] + [f"data/targets/{x}" for x in targets]
     config = dict(how, pieces=inputs(args.artifacts, *pieces), preset=args.preset)
     config.update(sources=args.sources, targets=args.targets, synthetic=args.preset == "toy")
     config["types_from"] = "--types" if args.types else [f"train tags of {s}" for s in sources]
     config["encoder"] = args.encoder if args.encoder == "scratch" else encoder
-    (args.artifacts / "data/config.json").write_text(json.dumps(config, indent=1))
+    partial = args.artifacts / "data/.config.partial"
+    partial.write_text(json.dumps(config, indent=1))
+    partial.replace(args.artifacts / "data/config.json")  # whole, or as it was
     report = pd.DataFrame(report, columns=["language", "split", "sentences", "words", "notes"])
     report.to_csv(args.artifacts / "report.csv", index=False)
     print(report.to_string(index=False))

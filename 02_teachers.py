@@ -383,8 +383,8 @@ def sentence_features(encoder, table, device):
         with autocast(model):
             out = model(batch["input_ids"], attention_mask=batch["attention_mask"])
         mask = batch["attention_mask"].unsqueeze(-1)                        # (B, T, 1)
-        g = (out.last_hidden_state * mask).sum(1) / mask.sum(1)             # (B, H)
-        features[rows] = g.float().cpu()
+        g = (out.last_hidden_state.float() * mask).sum(1) / mask.sum(1)     # (B, H)
+        features[rows] = g.cpu()
     return features
 
 
@@ -454,6 +454,8 @@ def weigh_sources(args, config, targets):
         g = sentence_features(config["encoder"], table, args.device)        # (N, H)
         others = [k for k, source in enumerate(config["sources"]) if source != target]
         a = teacher_weights(model(g).detach()[:, others])                   # (N, K)
+        if not a.isfinite().all():
+            data.stop(f"weights for {target} are not finite: is the encoder damaged?")
         by_source = {config["sources"][k]: x.contiguous() for k, x in zip(others, a.T)}
         w = {source: round(float(x.mean()), 4) for source, x in by_source.items()}
         print(f"        weights for {target}: {w}")
@@ -551,6 +553,11 @@ def cache_files(args, config, target, teacher, folder):
 def main(args):
     config = read_config(args.artifacts)
     sources = config["sources"]
+    for teacher in args.teacher:  # refused before any training
+        name, _, folder = teacher.partition("=")
+        taken = name in sources or name in data.NOT_NAMES
+        if taken or not name.isidentifier() or not folder or not Path(folder).is_dir():
+            data.stop(f"--teacher {teacher}: give NAME=DIR, a NAME of letters that is not taken")
     wanted = choose_languages("--sources", args.sources, [*sources, "pooled"])
     targets = choose_languages("--targets", args.targets, config["targets"])
     kinds = ["recogniser", "evaluator"]
@@ -574,8 +581,6 @@ def main(args):
         weigh_sources(args, config, targets)
     for teacher, target in itertools.product(args.teacher, targets):
         name, _, folder = teacher.partition("=")
-        if not folder or not name.isidentifier() or name in [*sources, *data.NOT_NAMES]:
-            data.stop(f"--teacher {teacher}: give NAME=DIR, a NAME of letters that is not taken")
         cache_files(args, config, target, name, folder)
     print(f"stage 2 done: teachers of {' '.join(wanted)}, seeds {args.seeds}")
 

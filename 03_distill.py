@@ -62,7 +62,6 @@ METHODS = {  # and tsl-<source>, mtmt-<source>: with one source's teachers alone
     "mtmt-nogamma": replace(MTMT, gamma=False),
     "mtmt-nosim": replace(MTMT, similarity=False),
     "mtmt-scaled": replace(MTMT, scaled=True),
-    "mtmt-scaled-nosim": replace(MTMT, scaled=True, similarity=False),
     "self-pooled": replace(TSL, pooled=True, loss="kl"),
     "mtmt-pooled": replace(UNWEIGHTED, pooled=True, loss="kl", scaled=True),
 }
@@ -141,6 +140,8 @@ def find_teachers(args, config, target, name, seed):
     sources = [source for source in config["sources"] if source != target]
     external = external_teachers(args.artifacts, target)
     method, sources, external = choose_method(name, sources, external)
+    if not sources and (method.pairs or method.pooled):
+        data.stop(f"--methods {name}: it needs labelled sources: try tsl-sim, or tsl-<teacher>")
     if method.pooled:
         sources = [teachers.pooled_name(config, target)]
         external = []
@@ -150,6 +151,8 @@ def find_teachers(args, config, target, name, seed):
     if method.weights == "similarity" and K > 1:
         data.inputs(args.artifacts, f"weights/{target}")
         a = load_file(args.artifacts / f"weights/{target}/sentences.safetensors")
+        if set(a) != set(sources):
+            data.stop(f"weights/{target}: of other sources: run 02_teachers.py --overwrite")
         w = torch.stack([a[source] for source in sources]).mean(1)          # w of Eq. (4)
     weights = torch.cat([K * w, torch.ones(E)]) / max(1, K + E)
     recognisers = [f"logits/{target}/recogniser-{source}-s{seed}" for source in sources]
@@ -157,7 +160,8 @@ def find_teachers(args, config, target, name, seed):
     kind = "scaled" if method.scaled else "evaluator"
     evaluators = [f"logits/{target}/{kind}-{source}-s{seed}" for source in sources]
     if method.scaled and not all((args.artifacts / x).exists() for x in evaluators):
-        data.stop(f"--methods {name}: no scaled evaluators: run 02_teachers.py --scaled first")
+        what = "--sources pooled" if method.pooled else "--scaled"
+        data.stop(f"--methods {name}: no scaled evaluators: run 02_teachers.py {what} first")
     return method, recognisers, weights, evaluators if method.pairs else [], w
 
 
@@ -310,7 +314,7 @@ def write_ensemble(args, config, target, seed):
         logits = torch.stack(load_caches(args.artifacts, recognisers, "test", "logits"))
         log_p = mixture(logits, weights).clamp_min(1e-6).log()              # (N_words, C)
         with data.writing(folder, settings) as partial:
-            save_file({"logits": log_p.half()}, partial / "test.safetensors")
+            save_file({"logits": log_p}, partial / "test.safetensors")
 
 
 def distil(args, config, target, name, seed):
@@ -345,8 +349,10 @@ def distil(args, config, target, name, seed):
     by_evaluators = vectors, shares.to(args.device), torch.tensor(kappas).to(args.device)
     table = teachers.load_table(args.artifacts, f"{text}/train")
     log = train(student, table, by_recognisers, by_evaluators, method, recipe, seed)
-    if not log.loss.notna().all():
-        data.stop(f"{name}-s{seed}, {target}: its loss is not finite: try a third of --lr")
+    wrong = log.step[~np.isfinite(log.loss)]
+    if len(wrong):
+        what = f"its loss is not finite around step {wrong.iloc[0]:.0f}"
+        data.stop(f"{name}-s{seed}, {target}: {what}: try a third of --lr")
     print(f"        {name}-s{seed}: loss {log.loss.iloc[0]:.4f} to {log.loss.iloc[-1]:.4f}")
     tags = {}  # for fidelity: what the student says, and the mixture that taught it
     for split in ("train", "test"):

@@ -16,6 +16,7 @@ T targets, S seeds (whole runs), N sentences, R bootstrap resamples.
 import argparse
 import importlib
 import itertools
+import json
 import math
 import signal
 import sys
@@ -92,19 +93,21 @@ def prf(counts):
 
 # ------------------------------------------------------------------------ systems
 
-def find_systems(artifacts, target):
+def find_systems(artifacts, config, target):
     """{(method, seed): the piece with its test logits} of a target."""
+    names = {"ensemble": "ensemble"}  # {its cache: the system}
+    names[f"recogniser-{teachers.pooled_name(config, target)}"] = "direct-pooled"
+    for source in config["sources"]:
+        names[f"recogniser-{source}"] = f"direct-{source}"
     systems = {}
-    for folder in sorted(artifacts.glob(f"logits/{target}/*-s*")):
-        name, _, seed = folder.name.rpartition("-s")
-        kind, _, teacher = name.partition("-")
-        if kind in ("recogniser", "external"):
-            name = f"direct-{teacher.removesuffix(f'-without-{target}')}"
-        if kind not in ("evaluator", "scaled"):
-            systems[name, int(seed)] = f"logits/{target}/{folder.name}"
-    for folder in sorted(artifacts.glob(f"students/{target}/*-s*")):
-        method, _, seed = folder.name.rpartition("-s")
-        systems[method, int(seed)] = f"students/{target}/{folder.name}"
+    for where in ("logits", "students"):
+        for folder in sorted(artifacts.glob(f"{where}/{target}/[!.]*-s*")):
+            name, _, seed = folder.name.rpartition("-s")
+            method = name if where == "students" else names.get(name)
+            if name.startswith("external-"):
+                method = name.replace("external-", "direct-")
+            if method and seed.isdecimal():
+                systems[method, int(seed)] = f"{where}/{target}/{folder.name}"
     return systems
 
 
@@ -131,15 +134,17 @@ def read_gold(artifacts, target, tags, words):
     return by_sentence(list(itertools.chain(*table["tags"])), tags, words), unknown
 
 
-def check_alike(artifacts, pieces):
-    """Refuse runs of one method on a target that were made with other flags than each other."""
-    recipes = {}
-    for (method, seed), piece in pieces.items():
-        data.inputs(artifacts, piece)
-        settings = data.read_record(artifacts / piece)["settings"]
-        recipe = {name: x for name, x in settings.items() if "/" not in name and name != "seed"}
-        if recipes.setdefault(method, recipe) != recipe:
-            data.stop(f"{artifacts / piece}: made with other flags than other runs of {method}")
+def recipes_of(artifacts, piece):
+    """With which settings a piece and all that it was made from were made, but not from which text
+    or seed: {JSON of the settings of one piece, ...}. Runs of one method must be alike."""
+    plain = {}
+    found = set()
+    for name, x in data.read_record(artifacts / piece)["settings"].items():
+        if name.startswith(("logits/", "teachers/")):
+            found |= recipes_of(artifacts, name)
+        elif "/" not in name and name not in ("seed", "mixture", "weights", "files"):
+            plain[name] = x
+    return found | {json.dumps(plain, sort_keys=True)}
 
 
 def fidelity(student, mixture):
@@ -190,18 +195,20 @@ def interval(d, v_sentences, draw_targets=False):
     v = max(v_runs, sum(x for x, _ in parts))
     if v == 0 or v_sentences == 0:  # systems that never differ, or a single sentence
         return mean, np.nan, np.nan, np.nan
-    df = v**2 / max(sum(x**2 / n for x, n in parts), 1e-300)
+    spread = sum(x**2 / n for x, n in parts)
+    df = v**2 / spread if spread > 0 else np.inf
+    df = max(df, min(n for _, n in parts))  # the negative part would have it near 0
     half = scipy.stats.t.ppf(0.975, df) * math.sqrt(v)
     p = 2 * scipy.stats.t.sf(abs(mean) / math.sqrt(v), df)
     return mean, mean - half, mean + half, p
 
 
 def choose_direct(sources, counts):
-    """The direct transfer to compare with: from English, else from the first source there is."""
+    """The direct transfer to compare with: from English, else from a source that serves all."""
+    names = [f"direct-{source}" for source in ["en", *sources]]
     methods = sorted({method for systems in counts.values() for method in systems})
-    for name in [f"direct-{source}" for source in ["en", *sources]] + methods:
-        if name in methods:
-            return name
+    serving_all = [x for x in names if all(x in systems for systems in counts.values())]
+    return [*serving_all, *[x for x in names if x in methods], *methods][0]
 
 
 def compare(counts, baselines):
@@ -243,9 +250,10 @@ def contrast_rows(method, base, deltas, n_targets):
         S = len(seeds.pop())
         d = np.stack([x.to_numpy() for x in deltas.values()])               # (T, 1 + R, S)
         v_sentences = d[:, 1:].mean((0, 2)).var()
-        for name, draw_targets in (("mean-fixed", False), ("mean-resampled", True)):
-            found = interval(d[:, 0], v_sentences, draw_targets)
-            rows.append([name, method, base, *found, S])
+        rows.append(["mean-fixed", method, base, *interval(d[:, 0], v_sentences), S])
+        if len(deltas) > 2:  # two targets say nothing of others
+            found = interval(d[:, 0], v_sentences, draw_targets=True)
+            rows.append(["mean-resampled", method, base, *found, S])
     return rows
 
 
@@ -304,8 +312,6 @@ def summary(results, fidelities, comparisons, direct, notes):
     text = ["# Results", *notes, fenced(table)]
     gains = comparisons[comparisons.baseline == direct]
     if len(gains):
-        if len(targets) < 3:  # of other languages two say nothing
-            gains = gains[gains.target != "mean-resampled"]
         cells = gains.assign(cell=[gain_cell(row) for row in gains.itertuples()])
         cells = cells.set_index(["method", "target"])["cell"].unstack(sort=False)
         text += [
@@ -339,7 +345,8 @@ def draw_gains(comparisons, direct):
     axis.set_yticks(range(len(methods)), methods)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.set_xlabel(f"gain in F1 over {direct} (small: each language; large: their mean)")
+    what = " (small: each language; large: their mean)" if gains.target.nunique() > 1 else ""
+    axis.set_xlabel(f"gain in F1 over {direct}{what}")
     return figure
 
 
@@ -365,7 +372,7 @@ def write_predictions(path, words, tags):
     path.write_text("\n".join(blocks), encoding="utf-8")
 
 
-def score_target(args, config, target, folder):
+def score_target(args, config, target, pieces, folder):
     """Every system of a target: its tags as CoNLL files under `folder`, and what was counted.
 
       ->  {method: {seed: (N, types, 3)}}, empty without gold; rows of fidelity.csv; notes
@@ -374,8 +381,6 @@ def score_target(args, config, target, folder):
     types = [tag[2:] for tag in tags if tag.startswith("B")]
     words = {split: read_words(args.artifacts, target, split) for split in ("train", "test")}
     gold, unknown = read_gold(args.artifacts, target, tags, words["test"])
-    pieces = find_systems(args.artifacts, target)
-    check_alike(args.artifacts, pieces)
     counts = {}
     fidelities = []
     for (method, seed), piece in pieces.items():
@@ -399,7 +404,10 @@ def score_target(args, config, target, folder):
         notes.append(f"{target}: under 30 test sentences, too few for any claim.")
     if unknown:
         kinds = ", ".join(f"{kind} ({n})" for kind, n in unknown.items())
-        notes.append(f"{target}: types of gold without a counterpart: {kinds}.")
+        named = {tag[2:] for sentence in gold for tag in sentence}
+        absent = [kind for kind in types if kind not in named]
+        gone = f"no {' '.join(absent)} in gold; " if absent else ""
+        notes.append(f"{target}: {gone}types of gold without a counterpart: {kinds}.")
     return counts, fidelities, notes
 
 
@@ -429,10 +437,20 @@ def main(args):
         notes.append("**Invented languages: they show the machinery, nothing of human languages.**")
     counts = {}
     fidelities = []
+    pieces = {target: find_systems(args.artifacts, config, target) for target in config["targets"]}
+    recipes = {}  # {method: how its first run was made}
+    settings = {"mode": mode}
+    for (method, _), piece in itertools.chain(*[systems.items() for systems in pieces.values()]):
+        settings.update(data.inputs(args.artifacts, piece))
+        recipe = recipes_of(args.artifacts, piece)
+        if recipes.setdefault(method, recipe) != recipe:
+            what = f"made with other flags than other runs of {method}, or by such teachers"
+            data.stop(f"{args.artifacts / piece}: {what}: remove it, or pass --overwrite there")
     (args.artifacts / "results/record.json").unlink(missing_ok=True)  # results are always new
-    with data.writing(args.artifacts / "results", {"mode": mode}) as partial:
-        for target in config["targets"]:
-            found, rows, odd = score_target(args, config, target, partial / "predictions")
+    with data.writing(args.artifacts / "results", settings) as partial:
+        for target, systems in pieces.items():
+            folder = partial / "predictions"
+            found, rows, odd = score_target(args, config, target, systems, folder)
             fidelities += rows
             notes += odd
             if found:

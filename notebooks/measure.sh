@@ -86,12 +86,14 @@ passes) # was it the text or the steps that the students lacked? 500 or 2,000 se
         python 02_teachers.py --artifacts "$out/passes-$text" --seeds "$seed" --sources en swa hau yor
         python 02_teachers.py --artifacts "$out/passes-$text" --seeds "$seed" --sources pooled
         for steps in 188 625; do
+            name="passes-$text-$steps"
+            [ -e "$out/$name" ] || cp -r "$out/passes-$text" "$out/$name"
             for target in ibo kin pcm sna; do
-                file="$measured/passes-$text-$steps-s$seed-$target"
+                file="$measured/$name-s$seed-$target"
                 [ -e "$file.safetensors" ] && continue
-                python 03_distill.py --artifacts "$out/passes-$text" --seeds "$seed" --targets "$target" \
-                    --logits-only --methods tsl-sim --steps "$steps" --overwrite
-                keep "passes-$text" "$target" "$file"
+                python 03_distill.py --artifacts "$out/$name" --seeds "$seed" --targets "$target" \
+                    --logits-only --methods tsl-sim --steps "$steps"
+                keep "$name" "$target" "$file"
             done
         done
     done

@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,19 +13,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # one thread: the bits repeat
-os.environ |= {"CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "Agg"}
+os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")  # one thread: the bits repeat
+os.environ.update(CUDA_VISIBLE_DEVICES="", MPLBACKEND="Agg")
+data = importlib.import_module("01_data")
+
 TINY = {  # the toy cut down to seconds
-    "01_data.py": ["--limit", "40"],
-    "02_teachers.py": ["--epochs", "1", "--seeds", "0"],
-    "03_distill.py": ["--epochs", "1", "--seeds", "0"],
+    "01_data.py": ["--limit", "40", "--limit-text", "40", "--limit-test", "40"],
+    "02_teachers.py": ["--steps", "4", "--seeds", "0"],
+    "03_distill.py": ["--steps", "4", "--seeds", "0"],
     "04_evaluate.py": [],
 }
 TOY_METHODS = ["tsl-avg", "tsl-sim", "mtmt", "mtmt-nosim", "tsl-qaa", "self-pooled", "mtmt-pooled"]
 GOOD = "Anna B-PER\nlives O\nin O\nOslo B-LOC\n\nBo B-PER\nruns O\n"
 PAIR = ["--sources", "aa", "--targets", "bb", "--encoder", "scratch"]
-
-data = importlib.import_module("01_data")
 
 
 # ------------------------------------------------------------------------ running a stage
@@ -35,7 +36,8 @@ def command(script, artifacts, *flags):
 
 def stage(script, artifacts, *flags, **environment):
     """Run one stage in a process of its own; returns it with its output."""
-    options = {"capture_output": True, "text": True, "cwd": ROOT, "env": os.environ | environment}
+    options = {"capture_output": True, "text": True, "cwd": ROOT}
+    options["env"] = dict(os.environ, **environment)
     return subprocess.run(command(script, artifacts, *flags), **options)
 
 
@@ -48,77 +50,79 @@ def must(script, artifacts, *flags):
 
 def here(script, artifacts, *flags):
     """The same in this process, which spares the seconds of the imports; what the stage printed."""
-    module, said = importlib.import_module(script.removesuffix(".py")), io.StringIO()
+    module = importlib.import_module(script.removesuffix(".py"))
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # as a terminal's, not StringIO
     flags = ["--artifacts", str(artifacts), *TINY[script], *map(str, flags)]
-    with contextlib.redirect_stdout(said):
+    with contextlib.redirect_stdout(printed):
         module.main(module.parse_args(flags))
-    return said.getvalue()
+    printed.seek(0)
+    return printed.read()
 
 
-def refused(script, artifacts, *flags, says):
-    """A stage in this process, through the door of the command line: it refuses, writes nothing."""
-    module, before = importlib.import_module(script.removesuffix(".py")), files(artifacts)
-    flags, printed = ["--artifacts", str(artifacts), *map(str, flags)], io.StringIO()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stderr(printed))
-        stack.enter_context(contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())))
-        stopped = stack.enter_context(pytest.raises(SystemExit))
-        data.run(module.main, lambda: module.parse_args(flags))
-    lines = printed.getvalue().strip().split("\n")
-    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+def refused(script, artifacts, *flags, says=()):
+    """A stage in this process refuses, in words that hold `says`, and writes nothing. Returns its
+    last line. The tiny settings are not added: --steps and --seeds are yours to give."""
+    module = importlib.import_module(script.removesuffix(".py"))
+    before = files(artifacts)
+    flags = ["--artifacts", str(artifacts), *map(str, flags)]
+    errors = io.StringIO()
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+        with pytest.raises(SystemExit) as stopped:
+            module.main(module.parse_args(flags))
+    lines = errors.getvalue().strip().split("\n")
+    assert stopped.value.code == 2, lines
+    by_argparse = ": error: " in lines[-1]  # whose usage stands above
+    assert by_argparse or (lines[-1].startswith("error: ") and len(lines) == 1), lines
     for part in [says] if isinstance(says, str) else says:
-        assert part in lines[0], lines[0]
+        assert part in lines[-1], lines[-1]
     assert files(artifacts) == before
-    return lines[0]
+    return lines[-1]
 
 
 def files(folder):
-    found = folder.rglob("*") if folder.is_dir() else []
-    return sorted(str(path.relative_to(folder)) for path in found if not path.is_dir())
-
-
-BITS = ["students/**/*.safetensors", "logits/**/*.safetensors", "weights/**/*.safetensors",
-        "teachers/**/*.safetensors"]
+    return sorted(str(x.relative_to(folder)) for x in folder.rglob("*") if not x.is_dir())
 
 
 def bits(folder, *patterns):
-    """{file: hash} of the weights, caches and logits under a folder."""
-    found = [path for pattern in patterns or BITS for path in sorted(folder.glob(pattern))]
-    digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
-    return {str(path.relative_to(folder)): digest(path) for path in found}
+    """{file: hash} of the tensors below a folder, or of the files that match the patterns."""
+    kinds = ["teachers", "logits", "weights", "students"]
+    found = {}
+    for pattern in patterns or [f"{kind}/**/*.safetensors" for kind in kinds]:
+        for path in sorted(folder.glob(pattern)):
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[str(path.relative_to(folder))] = digest
+    return found
 
 
 # ------------------------------------------------------------------------ corpora
 
 def corpus(folder, **languages):
-    """DIR/<lang>/{train,dev,test}.txt, GOOD unless told otherwise: {lang: {split: text}}.
-
-    A split of None is not written; other names than those of splits are files, too.
-    """
+    """DIR/<lang>/{train,dev,test}.txt, GOOD unless told otherwise; a split of None is not written,
+    and other names than those of splits are files, too."""
     for lang in ("aa", "bb", *languages):
         (folder / lang).mkdir(parents=True, exist_ok=True)
-        texts = dict.fromkeys(("train", "dev", "test"), GOOD) | languages.get(lang, {})
+        texts = dict.fromkeys(("train", "dev", "test"), GOOD)
+        texts.update(languages.get(lang, {}))
         for split, text in texts.items():
             if text is not None:
-                text = text if isinstance(text, bytes) else text.encode()
-                (folder / lang / f"{split}.txt").write_bytes(text)
+                raw = text if isinstance(text, bytes) else text.encode()
+                (folder / lang / f"{split}.txt").write_bytes(raw)
     return folder
 
 
-def unchanged(lang, split, words, tags):
-    return tags
-
-
-def to_conll(folder, languages, change=unchanged, n=40):
-    """The first n sentences of toy languages as CoNLL files, their tags changed on the way."""
+def to_conll(folder, languages, change=None, n=40):
+    """The first n sentences of toy languages as CoNLL files. change(lang, split, words, tags) may
+    give other tags."""
     for lang in languages:
         (folder / lang).mkdir(parents=True, exist_ok=True)
         for split, sentences in data.toy_corpus(lang, 0).items():
-            lines = []
+            blocks = []
             for words, tags in sentences[:n]:
-                rows = zip(words, change(lang, split, words, tags))
-                lines.append("".join(f"{word} {tag}\n" for word, tag in rows))
-            (folder / lang / f"{split}.txt").write_text("\n".join(lines))
+                if change:
+                    tags = change(lang, split, words, tags)
+                blocks.append("".join(f"{word} {tag}\n" for word, tag in zip(words, tags)))
+            (folder / lang / f"{split}.txt").write_text("\n".join(blocks))
     return folder
 
 
@@ -126,18 +130,24 @@ def to_conll(folder, languages, change=unchanged, n=40):
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
-    """Artifacts of the four stages on a tiny toy, by subprocess; copy them before you write."""
+    """Artifacts of the four stages, by subprocess; to read only: see `copied`."""
     artifacts = tmp_path_factory.mktemp("toy") / "artifacts"
     must("01_data.py", artifacts)
-    must("02_teachers.py", artifacts, "--oracle", "--scaled")
+    must("02_teachers.py", artifacts, "--scaled")
     must("03_distill.py", artifacts, "--methods", *TOY_METHODS)
-    must("04_evaluate.py", artifacts, "--oracle")
+    must("04_evaluate.py", artifacts)
     return artifacts
+
+
+@pytest.fixture
+def copied(toy, tmp_path):
+    """The tiny run, to write into."""
+    return shutil.copytree(toy, tmp_path / "a", symlinks=True)
 
 
 @pytest.fixture(scope="session")
 def corpora():
     """Real CoNLL corpora, DIR/<lang>/{train,dev,test}.txt, where CORPORA names a folder of them."""
-    if not os.environ.get("CORPORA"):
+    if "CORPORA" not in os.environ:
         pytest.skip("CORPORA names no folder of real corpora")
     return Path(os.environ["CORPORA"])
