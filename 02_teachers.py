@@ -1,8 +1,8 @@
 """Stage 2: train each source's teachers, weigh the sources, write down what each teacher says.
 
-    python 02_teachers.py                 everything that is missing
-    python 02_teachers.py --scaled        also every source's evaluator that learns its scale
-    python 02_teachers.py --teacher x=DIR also tags from elsewhere, DIR/<target>/{train,test}.txt
+    python 02_teachers.py                    everything that is missing
+    python 02_teachers.py --scaled           also every source's evaluator that learns its scale
+    python 02_teachers.py --teacher x=DIR    also tags from elsewhere, DIR/<target>/{train,test}.txt
 
 Reads   artifacts/data
 Writes  artifacts/teachers/{recogniser,evaluator,scaled}-<source>-s<seed>

@@ -141,7 +141,7 @@ def recipes_of(artifacts, piece):
     found = set()
     for name, x in data.read_record(artifacts / piece)["settings"].items():
         if name.startswith(("logits/", "teachers/")):
-            found |= recipes_of(artifacts, name)
+            found.update(recipes_of(artifacts, name))
         elif "/" not in name and name not in ("seed", "mixture", "weights", "files"):
             plain[name] = x
     return found | {json.dumps(plain, sort_keys=True)}
@@ -167,7 +167,7 @@ def resampled_f1(counts, draws):
 def draw_sentences(target, n):
     """How often each of n sentences is drawn in each resample, (1 + R, n); first, each once."""
     rng = np.random.default_rng(zlib.crc32(target.encode()))
-    draws = rng.multinomial(n, [1 / n] * n, RESAMPLES)
+    draws = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)
     return np.vstack([np.ones(n, dtype=int), draws]).astype(float)
 
 

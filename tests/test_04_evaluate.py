@@ -1,0 +1,400 @@
+"""Stage 4: the scorer against hand counts and seqeval, the intervals against simulation."""
+
+import importlib
+import random
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import seqeval.metrics
+from safetensors.torch import load_file
+from seqeval.scheme import IOB2
+
+from conftest import GOOD, TOY_METHODS, corpus, here, refused
+
+evaluate = importlib.import_module("04_evaluate")
+TYPES = ["LOC", "ORG", "PER"]
+SOURCES = ["qaa", "qab", "qba", "qbb"]
+
+
+def sentences(*lines):
+    return [line.split() for line in lines]
+
+
+def f1_of(gold, predicted, strict=False):
+    """Counts (N, types, 3), and precision, recall and F1 of all of them."""
+    sides = [evaluate.entities(side, strict) for side in (gold, predicted)]
+    found = evaluate.count(*sides, TYPES)
+    return found, evaluate.prf(found.sum((0, 1)))
+
+
+# ------------------------------------------------------------------------ scoring
+
+def test_hand_counted_spans():
+    gold = sentences("B-PER I-PER O B-LOC", "B-ORG B-ORG O O")
+    predicted = sentences("B-PER I-PER O B-ORG", "B-ORG I-ORG O B-LOC")
+    counts, scores = f1_of(gold, predicted)  # right: the one PER; found 4, there 4
+    assert counts.sum((0, 1)).tolist() == [1, 4, 4]
+    assert scores.tolist() == [25, 25, 25]
+    loc, org, per = counts[0].tolist()
+    assert (loc, org, per) == ([0, 0, 1], [0, 1, 0], [1, 1, 1])
+
+
+def test_a_stray_i_counts_in_the_conlleval_reading_and_not_in_strict_iob2():
+    gold = sentences("B-PER O B-LOC")
+    predicted = sentences("I-PER O B-LOC")
+    _, scores = f1_of(gold, predicted)
+    assert scores.tolist() == [100, 100, 100]
+    _, scores = f1_of(gold, predicted, strict=True)
+    assert scores.tolist() == pytest.approx([100, 50, 200 / 3])
+
+
+def test_where_nothing_is_there_or_found_f1_is_zero():
+    nothing = sentences("O O")
+    for gold in (nothing, sentences("B-PER O")):
+        _, scores = f1_of(gold, nothing)
+        assert scores.tolist() == [0, 0, 0]
+
+
+def random_tags(rng):
+    """Four sentences, with illegal tags in them."""
+    tags = ["O", "O", *evaluate.data.tags_of(TYPES)]
+    return [rng.choices(tags, k=n) for n in (1, 4, 9, 15)]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_agrees_with_seqeval_on_random_tags_illegal_ones_included(strict):
+    options = {"mode": "strict", "scheme": IOB2} if strict else {}
+    options["zero_division"] = 0
+    for seed in range(40):
+        rng = random.Random(seed)
+        both = random_tags(rng), random_tags(rng)
+        counts, scores = f1_of(*both, strict)
+        for name, found in zip(("precision", "recall", "f1"), scores):
+            expected = getattr(seqeval.metrics, f"{name}_score")(*both, **options)
+            assert found == pytest.approx(100 * expected)
+        report = seqeval.metrics.classification_report(*both, output_dict=True, **options)
+        of_type = evaluate.prf(counts.sum(0))[:, 2]
+        for kind, found in zip(TYPES, of_type):
+            if kind in report:
+                assert found == pytest.approx(100 * report[kind]["f1-score"])
+
+
+def test_fidelity_by_hand():
+    student = sentences("B-PER O B-LOC", "B-ORG O")
+    mixture = sentences("B-PER O B-ORG", "O O")
+    nothing = sentences("O O O", "O O")
+    assert evaluate.fidelity(student, mixture) == 100 * 2 * 1 / (3 + 2)
+    assert evaluate.fidelity(mixture, mixture) == 100
+    assert evaluate.fidelity(nothing, mixture) == 0
+    assert np.isnan(evaluate.fidelity(student, nothing))  # there is nothing to repeat
+
+
+FOUND = "Anna B-micro\nlives O\nin O\nOslo B-LOC\n\nBo O\nruns O\n"
+TRUE = "Anna B-micro\nlives O\nin O\nOslo B-LOC\n\nBo B-PERSON\nruns B-EVENT\n"
+
+
+@pytest.fixture
+def tagged(tmp_path, toy):
+    """Artifacts with a target bb, TRUE, and a system direct-x that says FOUND of it."""
+    source = dict.fromkeys(("train", "dev"), GOOD.replace("PER", "micro"))
+    text = corpus(tmp_path / "in", aa=source, bb={"train": TRUE, "test": TRUE})
+    said = corpus(tmp_path / "x", bb={"train": FOUND, "test": FOUND})
+    flags = ["--sources", "aa", "--targets", "bb", "--encoder", toy / "encoder"]
+    here("01_data.py", tmp_path / "a", "--data-dir", text, *flags)
+    here("02_teachers.py", tmp_path / "a", "--sources", "aa", "--teacher", f"x={said}")
+    return tmp_path / "a"
+
+
+def scores_of_x(artifacts):
+    results = pd.read_csv(artifacts / "results/results.csv")
+    assert results.columns.tolist() == evaluate.RESULTS
+    return results[results.method == "direct-x"]
+
+
+def test_types_of_gold_that_no_source_has_are_named_and_one_may_be_called_micro(tagged):
+    said = here("04_evaluate.py", tagged)
+    assert "bb: types of gold without a counterpart: PERSON (1), EVENT (1)." in said
+    assert re.search(r"direct-x +100\.0", said)
+    x = scores_of_x(tagged)
+    assert x.type.tolist() == ["micro", "LOC", "micro"]
+    assert x.f1.tolist() == [100, 100, 100]
+    assert x.support.tolist() == [2, 1, 1]
+    assert evaluate.micro(x).support.tolist() == [2]
+
+
+def test_the_mode_is_printed_with_the_score(tagged):
+    path = tagged / "logits/bb/external-x-s0/test.safetensors"
+    logits = load_file(path)["logits"]
+    logits[0] = logits[0].roll(1)  # Anna was B-micro, the next tag is I-micro: a stray one
+    evaluate.save_file({"logits": logits}, path)
+    assert "seqeval's default" in here("04_evaluate.py", tagged)
+    assert scores_of_x(tagged).f1.tolist() == [100, 100, 100]
+    assert "strict IOB2" in here("04_evaluate.py", tagged, "--strict")
+    assert scores_of_x(tagged).f1.tolist() == pytest.approx([200 / 3, 100, 0], abs=1e-4)
+
+
+def test_without_gold_there_are_predictions_and_fidelity(copied):
+    before = (copied / "results/fidelity.csv").read_text()
+    shutil.rmtree(copied / "gold")
+    assert "No target has gold" in here("04_evaluate.py", copied)
+    assert not (copied / "results/results.csv").exists()
+    assert (copied / "results/fidelity.csv").read_text() == before
+    predictions = list(copied.glob("results/predictions/q?c/*-s0.txt"))
+    assert len(predictions) == 2 * (6 + len(TOY_METHODS))
+
+
+def test_the_fidelity_of_a_student_is_that_of_what_it_left(copied):
+    tags = evaluate.teachers.read_config(copied)["tags"]
+    path = copied / "students/qac/mtmt-s0/tags.safetensors"
+    said = load_file(path)
+    rng = np.random.default_rng(0)
+    for name, ids in said.items():  # so barely trained a student names nothing
+        ids.copy_(evaluate.torch.tensor(rng.integers(0, len(tags), len(ids))))
+    evaluate.save_file(said, path)
+    here("04_evaluate.py", copied)
+    table = pd.read_csv(copied / "results/fidelity.csv")
+    row = only(table, target="qac", method="mtmt")
+    for split, found in (("test", row.fidelity), ("train", row.fidelity_train)):
+        words = evaluate.read_words(copied, "qac", split)
+        student, mixture = [
+            evaluate.by_sentence(said[f"{who}_{split}"], tags, words)
+            for who in ("student", "mixture")
+        ]
+        expected = seqeval.metrics.f1_score(mixture, student)
+        assert found == pytest.approx(100 * expected, abs=6e-3)
+
+
+# ------------------------------------------------------------------------ intervals
+
+D = np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 3.0]])  # two targets, three runs
+
+
+def by_hand(mean, v, df):
+    half = scipy.stats.t.ppf(0.975, df) * v**0.5
+    p = 2 * scipy.stats.t.sf(mean / v**0.5, df)
+    return mean, mean - half, mean + half, p
+
+
+def test_an_interval_of_fixed_targets_by_hand():
+    """Run means 1.5 3 3: variance 3/4, of their mean 1/4 with two degrees; sentences add 1/4:
+    v = 1/2 with v^2 / ((1/4)^2 / 2) = 8 degrees."""
+    found = evaluate.interval(D, 0.25)
+    assert found == pytest.approx(by_hand(2.5, 1 / 2, 8))
+    half = 2.3060 * 0.5**0.5  # of a printed table
+    assert found[1:3] == pytest.approx((2.5 - half, 2.5 + half), abs=1e-4)
+
+
+def test_an_interval_of_drawn_targets_by_hand():
+    """Target means 2 3: of their mean 1/4 with one degree. The residuals 0 -1/2 1/2, 0 1/2 -1/2
+    have the mean square 1/2 with two degrees: 1/12 is in both and is taken off once."""
+    v = 1 / 4 + 1 / 4 - 1 / 12
+    below = 1 / 16 / 2 + 1 / 16 / 1 + 1 / 144 / 2
+    found = evaluate.interval(D, 99.0, draw_targets=True)  # the sentences are in the targets
+    assert found == pytest.approx(by_hand(2.5, v, v**2 / below))
+
+
+def test_one_run_knows_its_sentences_alone():
+    d = np.array([[1.0], [3.0]])  # of two targets
+    mean, low, high, _ = evaluate.interval(d, 0.25)
+    assert (mean, low, high) == pytest.approx((2, 2 - 0.98, 2 + 0.98), abs=1e-4)
+    mean, low, high, _ = evaluate.interval(d, 0.25, draw_targets=True)
+    half = 12.7062 * 1  # with one degree of freedom
+    assert (mean, low, high) == pytest.approx((2, 2 - half, 2 + half), rel=1e-4)
+
+
+def test_without_any_spread_there_is_no_interval():
+    mean, *others = evaluate.interval(np.full((2, 3), 1.5), 0.0)
+    assert mean == 1.5 and np.isnan(others).all()
+
+
+class Normal:
+    """What Student's t is with endless degrees of freedom."""
+
+    def ppf(self, q, df):
+        return scipy.stats.norm.ppf(q)
+
+    def sf(self, x, df):
+        return scipy.stats.norm.sf(x)
+
+
+def coverage(S, sd_runs, sd_sentences, simulations=3000):
+    """How often the interval of a mean of S runs holds the truth, 2; runs share a test text."""
+    rng = np.random.default_rng(S)
+    covered = 0
+    for _ in range(simulations):
+        text = rng.normal(0, sd_sentences)
+        runs = rng.normal(2 + text, sd_runs, (1, S))
+        _, low, high, _ = evaluate.interval(runs, sd_sentences**2)
+        covered += low <= 2 <= high
+    return covered / simulations
+
+
+@pytest.mark.parametrize("S", [3, 5])
+@pytest.mark.parametrize("heavy", ["runs", "sentences"])
+def test_intervals_cover_the_truth_in_95_percent_and_by_normal_quantiles_do_not(
+    S, heavy, monkeypatch
+):
+    spread = {"runs": (1.0, 0.1), "sentences": (1.0, 1.0)}[heavy]
+    assert 0.92 <= coverage(S, *spread) <= 0.97
+    if heavy == "runs":
+        monkeypatch.setattr(evaluate.scipy.stats, "t", Normal())
+        assert coverage(S, *spread) < 0.91
+
+
+def simulate(rng, quality, difficulty):
+    """Counts (N, 1, 3) of a run that finds what is easy enough for it. The difficulty (N, entities)
+    is of the text, the same for every run, but for a tenth that is luck."""
+    luck = rng.normal(size=difficulty.shape)
+    correct = (np.sqrt(0.9) * difficulty + np.sqrt(0.1) * luck < quality).sum(1)
+    found = correct + (luck > 1).sum(1)
+    gold = np.full(len(difficulty), difficulty.shape[1])
+    return np.stack([correct, found, gold], -1)[:, None]
+
+
+def runs_of(rng, quality, difficulty, S):
+    qualities = rng.normal(quality, 0.15, S)
+    return {seed: simulate(rng, q, difficulty) for seed, q in enumerate(qualities)}
+
+
+def f1(counts):
+    return evaluate.prf(counts.sum((0, 1)))[2]
+
+
+def test_from_counts_to_intervals_the_true_difference_is_covered(monkeypatch):
+    monkeypatch.setattr(evaluate, "RESAMPLES", 200)
+    rng = np.random.default_rng(0)
+    large = rng.normal(size=(2000, 2))
+    good, bad = [runs_of(rng, quality, large, 300).values() for quality in (0.5, 0.3)]
+    truth = np.mean([f1(run) for run in good]) - np.mean([f1(run) for run in bad])
+    covered = []
+    for _ in range(400):
+        text = rng.normal(size=(150, 2))
+        systems = {"direct-en": runs_of(rng, 0.3, text, 5), "mtmt": runs_of(rng, 0.5, text, 5)}
+        row = only(evaluate.compare({"xx": systems}, ["direct-en"]), method="mtmt")
+        covered.append(row.ci_low <= truth <= row.ci_high)
+    assert 0.92 <= np.mean(covered) <= 0.975, np.mean(covered)
+
+
+# ------------------------------------------------------------------------ comparisons
+
+def only(table, **where):
+    for column, value in where.items():
+        table = table[table[column] == value]
+    row, = table.itertuples()
+    return row
+
+
+def better(counts):
+    """The same run, but it finds all in every third sentence."""
+    strong = counts.copy()
+    strong[::3, :, 0] = strong[::3, :, 1] = counts[::3, :, 2]
+    return strong
+
+
+def three_runs(seed, n=200):
+    rng = np.random.default_rng(seed)
+    return runs_of(rng, 0.3, rng.normal(size=(n, 2)), 3)
+
+
+def test_a_comparison_is_paired_by_sentence_and_run_and_signed():
+    weak = three_runs(2)
+    strong = {seed: better(weak[seed]) for seed in (2, 0, 1)}  # in any order
+    systems = {"direct-en": weak, "tsl-sim": weak, "mtmt": strong}
+    table = evaluate.compare({"xx": systems}, ["direct-en", "mtmt"])
+    assert table.columns.tolist() == evaluate.COMPARISONS
+    row = only(table, method="tsl-sim", baseline="direct-en")
+    assert row.delta_f1 == 0 and np.isnan(row.ci_low)  # no spread at all
+    row = only(table, method="mtmt", baseline="direct-en")
+    gains = [f1(strong[seed]) - f1(weak[seed]) for seed in range(3)]
+    assert row.delta_f1 == pytest.approx(np.mean(gains))
+    assert row.p < 0.05 and row.runs == 3
+    assert 0 < row.ci_low < row.delta_f1 < row.ci_high
+    back = only(table, method="tsl-sim", baseline="mtmt")
+    assert back.delta_f1 == pytest.approx(-row.delta_f1)
+    assert back.ci_high == pytest.approx(-row.ci_low)
+
+
+def test_runs_that_one_of_two_systems_lacks_are_left_out_and_runs_are_counted():
+    runs = three_runs(3)
+    systems = {"direct-en": runs, "mtmt": {1: better(runs[1]), 2: runs[2], 7: runs[0]}}
+    row = only(evaluate.compare({"xx": systems}, ["direct-en"]))
+    gain = f1(better(runs[1])) - f1(runs[1])
+    assert row.delta_f1 == pytest.approx((gain + 0) / 2) and row.runs == 2
+    systems["mtmt"] = {8: runs[0]}
+    assert evaluate.compare({"xx": systems}, ["direct-en"]).empty
+
+
+def three_targets():
+    counts = {}
+    for number, target in enumerate(("xx", "yy", "zz")):
+        strong = {seed: better(run) for seed, run in three_runs(10 + number).items()}
+        counts[target] = {"direct-en": three_runs(number), "mtmt": strong}
+    return counts
+
+
+def test_the_means_are_those_of_the_targets_and_drawing_targets_is_wider():
+    rows = evaluate.compare(three_targets(), ["direct-en"]).set_index("target")
+    assert rows.index.tolist() == ["xx", "yy", "zz", "mean-fixed", "mean-resampled"]
+    fixed = rows.loc["mean-fixed"]
+    drawn = rows.loc["mean-resampled"]
+    expected = rows.delta_f1.iloc[:3].mean()
+    assert (fixed.delta_f1, drawn.delta_f1) == pytest.approx((expected, expected))
+    assert drawn.ci_low < fixed.ci_low < expected < fixed.ci_high < drawn.ci_high
+
+
+def test_a_mean_needs_all_targets_in_the_same_runs():
+    counts = three_targets()
+    strong = counts["zz"]["mtmt"]
+    counts["zz"]["tsl-sim"] = strong  # of one target
+    counts["zz"]["mtmt"] = {0: strong[0], 1: strong[1]}  # without a run
+    table = evaluate.compare(counts, ["direct-en"]).groupby("method").target
+    found = {method: targets.tolist() for method, targets in table}
+    assert found == {"tsl-sim": ["zz"], "mtmt": ["xx", "yy", "zz"]}
+
+
+# ------------------------------------------------------------------------ tables
+
+def test_a_collapsed_run_is_flagged_and_stays_in_the_mean():
+    assert evaluate.score_cell(pd.Series([50.0, 0.0])) == "25.0 ± 35.4 (failed: 0.0)"
+    assert evaluate.score_cell(pd.Series([50.0])) == "50.0"
+
+
+def test_a_student_that_does_not_repeat_its_mixture_is_named_with_the_target():
+    rows = [["xx", "mtmt", 0, 70, 79.0], ["yy", "mtmt", 0, 90, 95.0]]
+    rows.append(["xx", "mtmt-pooled", 0, 10, 10.0])  # it starts as its teacher: no verdict
+    table = pd.DataFrame(rows, columns=evaluate.FIDELITY)
+    found = evaluate.fidelity_columns(table)["not distilled"]
+    assert found.to_dict() == {"mtmt": "xx", "mtmt-pooled": ""}
+
+
+# ------------------------------------------------------------------------ runs that differ
+
+QAC = ["--targets", "qac"]
+
+
+def test_students_made_with_other_flags_than_other_runs_are_refused(copied):
+    flags = [*QAC, "--seeds", "1", "--methods", "tsl-qaa"]
+    here("02_teachers.py", copied, *QAC, "--seeds", "1", "--sources", *SOURCES)
+    here("03_distill.py", copied, *flags)
+    here("04_evaluate.py", copied)
+    comparisons = pd.read_csv(copied / "results/comparisons.csv")
+    assert only(comparisons, target="qac", method="tsl-qaa", baseline="direct-qaa").runs == 2
+    here("03_distill.py", copied, *flags, "--lr", "0.001", "--overwrite")
+    refused("04_evaluate.py", copied, says=["students/qac/tsl-qaa-s1", "other flags"])
+
+
+def test_so_are_teachers(copied):
+    flags = [*QAC, "--seeds", "1", "--sources", "qaa", "--lr", "0.001"]
+    here("02_teachers.py", copied, *flags)
+    refused("04_evaluate.py", copied, says=["recogniser-qaa-s1", "other flags"])
+
+
+def test_what_is_stale_is_refused_and_what_is_missing_is_named(copied, tmp_path):
+    again = [*QAC, "--sources", "qaa", "--lr", "0.01", "--overwrite"]
+    here("02_teachers.py", copied, *again)
+    refused("04_evaluate.py", copied, says=["logits/qac/ensemble-s0", "recogniser-qaa-s0"])
+    refused("04_evaluate.py", tmp_path / "none", says="01_data.py")

@@ -1,0 +1,147 @@
+"""The notebooks: they run, they were run, and what the scripts own they call instead of copying."""
+
+import ast
+import importlib
+import inspect
+import json
+import re
+import shutil
+
+import nbclient
+import nbformat
+import pandas as pd
+import pytest
+
+from conftest import ROOT, stage
+
+SCRIPTS = ["01_data", "02_teachers", "03_distill", "04_evaluate"]
+MODULES = {name[3:]: importlib.import_module(name) for name in SCRIPTS}  # data, teachers, ...
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def code_of(path):
+    """The lines of Python of a notebook, without what belongs to IPython alone."""
+    lines = []
+    for cell in code_cells(path):
+        lines += "".join(cell["source"]).split("\n")
+    return [line for line in lines if not line.lstrip().startswith(("%", "!"))]
+
+
+def printed(path):
+    """All text of a notebook's stored outputs."""
+    text = []
+    for cell in code_cells(path):
+        for output in cell["outputs"]:
+            text.append("".join(output.get("text", "")))
+            text += ["".join(x) for x in output.get("data", {}).values() if isinstance(x, list)]
+    return "".join(text)
+
+
+def test_there_are_notebooks():
+    assert len(NOTEBOOKS) >= 6
+
+
+@every_notebook
+def test_a_notebook_is_small_and_was_run_from_top_to_bottom_without_an_error(path):
+    assert path.stat().st_size < 1_000_000
+    cells = code_cells(path)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert outputs and not [x for x in outputs if x["output_type"] == "error"]
+    for output in outputs:
+        shown = output.get("data", {})
+        if "<Figure" in str(shown.get("text/plain")):
+            assert "image/png" in shown, "a figure is not shown"
+    assert "colab.research.google.com" in path.read_text(encoding="utf-8")
+
+
+def defined(lines):
+    kinds = ast.FunctionDef, ast.ClassDef
+    return {x.name for x in ast.parse("\n".join(lines)).body if isinstance(x, kinds)}
+
+
+def owned():
+    """Names of the functions and classes of the four scripts."""
+    found = set()
+    for name in SCRIPTS:
+        found |= defined((ROOT / f"{name}.py").read_text().split("\n"))
+    return found
+
+
+@every_notebook
+def test_a_notebook_defines_no_name_that_the_scripts_own(path):
+    names = owned()
+    assert {"student_loss", "encode", "interval", "LanguageSimilarity"} <= names
+    assert not defined(code_of(path)) & names
+
+
+NO_METHOD = ("#", "import", "from", "data =", "teachers =", "figure", "axis", "assert")
+THEIRS = re.compile(r"\b(data|teachers|distill|evaluate)\.")  # a call of a script's is no copy
+
+
+@every_notebook
+def test_a_notebook_copies_no_line_of_the_method(path):
+    """But for the solutions of what a reader writes."""
+    if path.stem == "solutions":
+        pytest.skip("solutions are written out")
+    method = set()
+    for name in SCRIPTS[:3]:
+        method |= {line.strip() for line in (ROOT / f"{name}.py").read_text().split("\n")}
+    method = {x for x in method if len(x) > 30 and not x.startswith(NO_METHOD)}
+    own = {line.strip() for line in code_of(path) if not THEIRS.search(line)}
+    assert len(method) > 500 and not own & method
+
+
+@every_notebook
+def test_source_that_a_notebook_shows_is_todays(path):
+    text = printed(path)
+    code = "\n".join(code_of(path))
+    for stage, name in re.findall(r"inspect\.getsource\((\w+)\.([\w.]+)\)", code):
+        if stage in MODULES:
+            thing = MODULES[stage]
+            for part in name.split("."):
+                thing = getattr(thing, part)
+            assert inspect.getsource(thing).strip() in text, name
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Artifacts of the four commands as the README has them, with nothing cut down."""
+    artifacts = tmp_path_factory.mktemp("trained") / "artifacts"
+    for script in SCRIPTS:
+        done = stage(f"{script}.py", artifacts)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return artifacts
+
+
+@pytest.mark.long
+@every_notebook
+def test_a_notebook_executes_on_the_toy(path, trained, tmp_path, monkeypatch):
+    """A copy of it, beside copies of the scripts and of what lies beside the notebooks."""
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    for name in [*[f"{script}.py" for script in SCRIPTS], "requirements.txt", "README.md"]:
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.setenv("ARTIFACTS", str(trained))
+    monkeypatch.delenv("MPLBACKEND")  # the kernel's own shows figures
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    where = {"metadata": {"path": str(tmp_path / "notebooks")}}
+    nbclient.NotebookClient(notebook, timeout=900, resources=where).execute()
+    outputs = [x for cell in notebook.cells for x in cell.get("outputs", [])]
+    assert outputs and not [x for x in outputs if x.output_type == "error"]
+
+
+@pytest.mark.long
+def test_distillation_beats_direct_transfer_on_the_toy(trained):
+    results = pd.read_csv(trained / "results/results.csv")
+    runs = results.drop_duplicates(["target", "method", "seed"])  # the first row is the average
+    f1 = runs.groupby("method")["f1"].mean()
+    assert f1[["mtmt", "tsl-sim", "mtmt-pooled"]].min() > f1["direct-qaa"] + 5
