@@ -576,8 +576,8 @@ def harmonise(sentences, types, place):
 # ------------------------------------------------------------------------ words to sub-tokens
 
 def load_tokenizer(encoder):
-    """The encoder's fast tokenizer (only those know which characters a sub-token came from), as its
-    tokenizer.json has it: for some classes the library makes another one of their vocabulary."""
+    """The encoder's fast tokenizer (only those know which characters a sub-token came from), as
+    tokenizer.json has it: AutoTokenizer rebuilds some otherwise, and text may lose its case."""
     text_only = {"split_special_tokens": True}  # "[SEP]" in a text is text
     tokenizer = load(transformers.AutoTokenizer, encoder, **text_only)
     options = {"_raise_exceptions_for_missing_entries": False}
@@ -658,7 +658,7 @@ def cut(lengths, capacity):
         while next_start > start + 1 and sum(lengths[next_start - 1 : stop_]) <= overlap:
             next_start -= 1
         start = next_start
-    bounds = [0]  # a word in two windows is scored where it is further from the edge
+    bounds = [0]  # windows of words 0-9 and 6-15 score 0-7 and 8-15: far from the edges
     for (_, stop_), (next_start, _) in zip(spans, spans[1:]):
         bounds.append((stop_ + next_start + 1) // 2)
     bounds.append(len(lengths))

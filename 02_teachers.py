@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 data = importlib.import_module("01_data")  # a leading digit forbids a plain import
 
-RECIPES = {  # by width of the encoder; `steps` is a floor: few sentences are passed over more often
+RECIPES = {  # by width of the encoder; so many epochs, but at least so many steps
     "base": {"lr": 5e-5, "epochs": 3, "steps": 100, "batch_size": 32, "freeze": 3},  # TSL, Sec. 4.1
     "small": {"lr": 1.5e-4, "epochs": 6, "steps": 750, "batch_size": 16, "freeze": 3},  # source dev
     "tiny": {"lr": 2e-3, "epochs": 4, "steps": 100, "batch_size": 16, "freeze": 0},
@@ -244,8 +244,8 @@ def predict_words(model, table, device, vectors=False):
 
 
 def optimiser(model, lr, steps):
-    """AdamW without decay on biases and LayerNorm, its rate by 10 % linear warm-up, then linear
-    decay (TSL), and a scaler of losses for fp16, which underflows."""
+    """AdamW without decay on biases and LayerNorm; a schedule, 10 % linear warm-up and then linear
+    decay (TSL); and a scaler of losses for fp16, which underflows."""
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim > 1]
     vectors = [p for p in trained if p.ndim <= 1]

@@ -154,7 +154,7 @@ def find_teachers(args, config, target, name, seed):
         if set(a) != set(sources):
             data.stop(f"weights/{target}: of other sources: run 02_teachers.py --overwrite")
         w = torch.stack([a[source] for source in sources]).mean(1)          # w of Eq. (4)
-    weights = torch.cat([K * w, torch.ones(E)]) / max(1, K + E)
+    weights = torch.cat([K * w, torch.ones(E)]) / max(1, K + E)             # w shares K parts
     recognisers = [f"logits/{target}/recogniser-{source}-s{seed}" for source in sources]
     recognisers += [f"logits/{target}/external-{teacher}-s{seed}" for teacher in external]
     kind = "scaled" if method.scaled else "evaluator"

@@ -135,8 +135,8 @@ def read_gold(artifacts, target, tags, words):
 
 
 def recipes_of(artifacts, piece):
-    """With which settings a piece and all that it was made from were made, but not from which text
-    or seed: {JSON of the settings of one piece, ...}. Runs of one method must be alike."""
+    """All settings behind a piece, without texts and seeds: {JSON of one piece's settings, ...}.
+    Runs of one method must have the same."""
     plain = {}
     found = set()
     for name, x in data.read_record(artifacts / piece)["settings"].items():
