@@ -360,6 +360,16 @@ def write_counts(path, counts):
     save_file(flat, path)
 
 
+def read_counts(paths):
+    """What write_counts wrote, of all files together; notebook 5 does."""
+    counts = {}
+    for path in paths:
+        for name, table in load_file(path).items():
+            target, method, seed = name.split("/")
+            counts.setdefault(target, {}).setdefault(method, {})[int(seed)] = table.long().numpy()
+    return counts
+
+
 # ------------------------------------------------------------------------ the stage
 
 def write_predictions(path, words, tags):
