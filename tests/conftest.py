@@ -151,3 +151,13 @@ def corpora():
     if "CORPORA" not in os.environ:
         pytest.skip("CORPORA names no folder of real corpora")
     return Path(os.environ["CORPORA"])
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Artifacts of the README's four commands, with nothing cut down; for long tests."""
+    artifacts = tmp_path_factory.mktemp("trained") / "artifacts"
+    for script in TINY:
+        done = stage(script, artifacts)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return artifacts

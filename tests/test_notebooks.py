@@ -12,7 +12,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from conftest import ROOT, stage
+from conftest import ROOT
 
 SCRIPTS = ["01_data", "02_teachers", "03_distill", "04_evaluate"]
 MODULES = {name[3:]: importlib.import_module(name) for name in SCRIPTS}  # data, teachers, ...
@@ -108,16 +108,6 @@ def test_source_that_a_notebook_shows_is_todays(path):
             for part in name.split("."):
                 thing = getattr(thing, part)
             assert inspect.getsource(thing).strip() in text, name
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Artifacts of the four commands as the README has them, with nothing cut down."""
-    artifacts = tmp_path_factory.mktemp("trained") / "artifacts"
-    for script in SCRIPTS:
-        done = stage(f"{script}.py", artifacts)
-        assert done.returncode == 0, done.stderr[-3000:]
-    return artifacts
 
 
 @pytest.mark.long
