@@ -1,6 +1,5 @@
 """What the stages cost beside the bare model and beside what people would run instead: medians of
 ratios, interleaved within one run, on one thread. Not collected by pytest.
-
     python tests/benchmark.py --encoder bert-base-multilingual-cased --device cuda
 
 student / bare model     training on caches, over forward, backward, update of the same batches
@@ -91,7 +90,6 @@ class Case:
         distill.train(self.model, *given, self.recipe, 0)
 
     def bare(self, train=True):
-        """Random sub-tokens of the shapes of a student's batches, or forward alone of a cache's."""
         batches = self.batches if train else teachers.plan_batches(self.table, 64)
         lengths = self.table["length"]
         adamw = torch.optim.AdamW(self.model.parameters(), 1e-5, fused=True)
@@ -102,7 +100,8 @@ class Case:
             with torch.inference_mode(not train), teachers.autocast(self.model):
                 logits = self.model(ids, attention_mask=torch.ones_like(ids)).logits
             if train:
-                F.cross_entropy(logits.flatten(0, 1).float(), ids.flatten() % len(TAGS)).backward()
+                labels = ids.flatten() % len(TAGS)
+                F.cross_entropy(logits.flatten(0, 1).float(), labels).backward()
                 adamw.step()
                 adamw.zero_grad()
 
@@ -118,7 +117,6 @@ class Case:
             teachers.step(distill.squared_error(logits, p).mean(), self.model, *training)
 
     def trainer(self):
-        """The library's Trainer, made before the clock starts."""
         rows = []
         for row in self.table:
             tags = dict(zip(row["first"], row["tags"]))
@@ -140,7 +138,8 @@ def pad(rows):
 
 def precision_of(model):
     with teachers.autocast(model):
-        return model(torch.ones(1, 1, dtype=torch.long, device=model.device)).logits.dtype
+        ids = torch.ones(1, 1, dtype=torch.long, device=model.device)
+        return model(ids).logits.dtype
 
 
 def seconds(run, *given):
@@ -152,7 +151,6 @@ def seconds(run, *given):
 
 
 def measure(case):
-    """One repetition of everything: {row: ratio}."""
     tsl = seconds(case.student, "tsl-sim")
     cache = seconds(teachers.predict_words, case.taught_by, case.table, case.device)
     ratios = {"student / bare model": tsl / seconds(case.bare)}
@@ -186,9 +184,11 @@ def main(args):
             write_text(folder / str(times), times * args.sentences, config)
             run = [sys.executable, __file__, "--encoder", encoder, "--device", args.device]
             run += ["--memory-of", str(folder / str(times))]
-            memory.append(int(subprocess.check_output(run, text=True).split()[-1]))  # MiB
+            said = subprocess.check_output(run, text=True)
+            memory.append(int(said.split()[-1]))  # MiB
         case = Case(encoder, args.device, folder / "1")
-        found = [measure(case) for _ in range(args.repeats + 1)][1:]  # the first one warms up
+        measure(case)  # to warm up
+        found = [measure(case) for _ in range(args.repeats)]
     print(f"{args.device}, one thread, {precision_of(case.model)}, {args.repeats} repetitions")
     for name in found[0]:
         values = [ratios[name] for ratios in found]

@@ -6,8 +6,10 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
-from math import exp, log, sqrt
+from math import exp, log
+from statistics import mean, pvariance
 
 import datasets
 import numpy as np
@@ -19,20 +21,17 @@ from pytest import approx
 from safetensors.torch import load_file, save_file
 from torch import allclose, tensor
 
-from conftest import GOOD, corpus, data, files, here, refused, to_conll
+from conftest import GOOD, corpus, data, here, refused, to_conll
 
 teachers = importlib.import_module("02_teachers")
-
-
 QUICK = ["--steps", "4", "--seeds", "0"]
 
 
 # ------------------------------------------------------------------------ batches
 
-@pytest.mark.parametrize("shuffle", [None, np.random.default_rng(0)])
-def test_batches_hold_every_row_once_with_little_padding(shuffle):
+def test_batches_hold_every_row_once_with_little_padding():
     lengths = np.random.default_rng(0).geometric(0.04, size=2000).clip(4, 128)
-    batches = teachers.plan_batches({"length": lengths}, 32, shuffle)
+    batches = teachers.plan_batches({"length": lengths}, 32)
     assert sorted(itertools.chain(*batches)) == list(range(2000))
     computed = [len(rows) * lengths[rows].max() for rows in batches]
     assert sum(computed) < 1.04 * lengths.sum()
@@ -40,36 +39,29 @@ def test_batches_hold_every_row_once_with_little_padding(shuffle):
 
 def two_passes(lengths):
     rng = np.random.default_rng(0)
-    for _ in range(2):
-        yield [rows.tolist() for rows in teachers.plan_batches({"length": lengths}, 8, rng)]
+    batches = [rows.tolist() for rows in teachers.plan_steps({"length": lengths}, 8, 30, rng)]
+    return batches[:15], batches[15:]
 
 
-def test_shuffling_is_seeded_and_changes_the_batches_and_their_order_from_pass_to_pass():
+def test_passes_over_the_text_are_seeded_and_have_other_batches_in_another_order():
     one, two = two_passes([9] * 120)
-    assert [one, two] == list(two_passes([9] * 120))
+    assert (one, two) == two_passes([9] * 120)
+    for one_pass in (one, two):
+        assert sorted(itertools.chain(*one_pass)) == list(range(120))
     assert {frozenset(rows) for rows in one} != {frozenset(rows) for rows in two}
     one, two = two_passes(range(120))  # here each batch is what it must be
     assert sorted(one) == sorted(two) and one != two
 
 
-def test_so_many_steps_pass_over_the_text_as_often_as_that_takes():
-    table = {"length": [5, 6, 7, 8, 9]}
-    batches = teachers.plan_steps(table, 2, 7, np.random.default_rng(0))
-    assert len(batches) == 7
-    for one_pass in (batches[:3], batches[3:6]):
-        assert sorted(itertools.chain(*one_pass)) == list(range(5))
-
-
 def test_a_batch_knows_its_words_its_mask_and_where_they_stand_in_the_corpus():
     rows = {"input_ids": [[2, 7, 8, 3], [2, 9, 3]]}
     rows.update(first=[[1, 2], [1]], start=[5, 40])
+    rows["tags"] = [[4, 0], [1]]
     batch = teachers.collate(rows, "cpu")
     assert batch["words"].tolist() == [5, 6, 40]
     assert batch["attention_mask"].sum(1).tolist() == [4, 3]
     assert batch["f"].nonzero().tolist() == [[0, 1], [0, 2], [1, 1]]
-    assert "tags" not in batch
-    rows["tags"] = [[4, 0], [1]]
-    assert teachers.collate(rows, "cpu")["tags"].tolist() == [4, 0, 1]
+    assert batch["tags"].tolist() == [4, 0, 1]
 
 
 # ------------------------------------------------------------------------ the model's part
@@ -103,28 +95,6 @@ def batch_of(*lengths):
     return teachers.collate(windows(*lengths)[:], "cpu")
 
 
-def test_padding_changes_no_word(model):
-    together, logits = teachers.forward_words(model, batch_of(9, 30))
-    alone, logits_alone = teachers.forward_words(model, batch_of(9))
-    assert allclose(together[: len(alone)], alone, atol=1e-5)
-    assert allclose(logits[: len(alone)], logits_alone, atol=1e-5)
-
-
-def test_sub_tokens_outside_the_mask_get_exactly_no_gradient(model):
-    batch = batch_of(9, 30)
-    kept = []
-
-    def keep(module, inputs, out):
-        out[0].retain_grad()
-        kept.append(out[0])
-
-    hook = model.bert.encoder.register_forward_hook(keep)
-    teachers.recogniser_loss(model, batch, None).backward()
-    hook.remove()
-    gradient = kept[0].grad.abs().sum(-1)
-    assert torch.equal(gradient > 0, batch["f"])
-
-
 def test_what_is_said_of_words_is_in_corpus_order_whatever_the_batches(model):
     table = windows(*random.Random(0).choices(range(4, 40), k=150))
     logits = teachers.predict_words(model, table, "cpu").float()
@@ -140,23 +110,19 @@ def test_what_is_said_of_words_is_in_corpus_order_whatever_the_batches(model):
         assert allclose(vectors[words], F.normalize(h, dim=-1), atol=2e-3)
 
 
-def free_layers(model, pattern):
+def free_layers(model):
     """Numbers of the layers that have parameters to train."""
-    found = set()
-    for name, p in model.named_parameters():
-        if p.requires_grad and pattern in name:
-            _, _, rest = name.partition(pattern)
-            found.add(int(rest.split(".")[0]))
-    return found
+    free = [name for name, p in model.named_parameters() if p.requires_grad]
+    return {int(number) for number in re.findall(r"\.(\d+)\.", " ".join(free))}
 
 
 def test_three_frozen_layers_are_the_bottom_ones_and_the_embeddings(model):
     teachers.freeze(model, 3)
-    assert free_layers(model, "layer.") == set(range(3, 12))
+    assert free_layers(model) == set(range(3, 12))
     assert not any(p.requires_grad for p in model.bert.embeddings.parameters())
     assert model.classifier.weight.requires_grad
     teachers.freeze(model, 1)
-    assert free_layers(model, "layer.") == set(range(1, 12))  # 1 is neither 10 nor 11
+    assert free_layers(model) == set(range(1, 12))  # 1 is neither 10 nor 11
     teachers.freeze(model, 0)
     assert all(p.requires_grad for p in model.parameters())
 
@@ -166,28 +132,16 @@ def test_layers_of_another_name_are_frozen_and_all_of_them_cannot_be(model, caps
     config = transformers.GPT2Config(vocab_size=50, **size)
     gpt = transformers.GPT2ForTokenClassification(config)
     teachers.freeze(gpt, 3)
-    assert free_layers(gpt, ".h.") == set(range(3, 12))
+    assert free_layers(gpt) == set(range(3, 12))
     assert not gpt.transformer.wte.weight.requires_grad
     with pytest.raises(SystemExit):
         teachers.freeze(model, 12)
     assert "--freeze 12: the encoder has 12 layers" in capsys.readouterr().err
 
 
-def test_a_step_trains_what_is_not_frozen_and_nothing_else(model):
-    teachers.freeze(model, 3)
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    training = teachers.optimiser(model, 1e-2, 4)
-    for _ in range(2):
-        loss = teachers.recogniser_loss(model, batch_of(9, 30), None)
-        teachers.step(loss, model, *training)
-    for name, p in model.named_parameters():
-        assert torch.equal(p, before[name]) == (not p.requires_grad), name
-
-
 # ------------------------------------------------------------------------ precision
 
 PROCESSORS = {  # what torch says of them, and whether bf16 pays there
-    "AVX2": ({"avx2": True}, False),
     "AVX-512 alone": ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
     "AVX-512 with bf16": ({"avx512_f": True, "avx512_bf16": True}, True),
     "AMX": ({"avx512_f": True, "amx_bf16": True}, True),
@@ -223,7 +177,6 @@ def test_an_older_torch_is_asked_by_its_own_functions(monkeypatch):
 # ------------------------------------------------------------------------ recipes
 
 @pytest.mark.parametrize("width, layers, lr, frozen", [
-    (768, 12, 5e-5, 3),
     (512, 4, 5e-5, 1),
     (384, 12, 1.5e-4, 3),
     (128, 2, 2e-3, 0),
@@ -239,17 +192,18 @@ def test_the_recipe_goes_by_the_width_of_the_encoder(tmp_path, width, layers, lr
     assert found == {"lr": 0.5, "steps": 7, "batch_size": 2, "freeze": 1, "epochs": 0}
 
 
-@pytest.mark.parametrize("epochs, steps, updates", [
-    (2, 4, 6),
-    (1, 4, 4),
-    (0, 2, 2),
-])
-def test_steps_are_a_floor_under_the_passes(model, epochs, steps, updates):
-    recipe = {"lr": 1e-3, "batch_size": 2, "freeze": 0}
+@pytest.mark.parametrize("epochs, steps, updates", [(2, 4, 6), (1, 4, 4)])
+def test_steps_are_a_floor_under_the_passes_and_train_what_is_not_frozen(
+    model, epochs, steps, updates
+):
+    recipe = {"lr": 1e-2, "batch_size": 2, "freeze": 3}
     recipe.update(epochs=epochs, steps=steps)
+    before = {name: p.clone() for name, p in model.named_parameters()}
     table = windows(9, 8, 7, 6, 5)
     losses = teachers.train(model, table, teachers.recogniser_loss, recipe, 0)
     assert losses.shape == (updates,)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == (not p.requires_grad), name
 
 
 # ------------------------------------------------------------------------ Eqs. (1) and (2)
@@ -261,15 +215,6 @@ def softmax(row):
 
 def dot(a, b):
     return sum(x * y for x, y in zip(a, b))
-
-
-def mean(values):
-    values = list(values)
-    return sum(values) / len(values)
-
-
-def cosine(a, b):
-    return dot(a, b) / sqrt(dot(a, a) * dot(b, b))
 
 
 def test_the_recognisers_loss_equals_a_plain_loop(model):
@@ -289,29 +234,20 @@ def test_the_evaluators_loss_equals_a_plain_loop(model, kappa):
         model.log_kappa = torch.nn.Parameter(tensor(log(kappa)))
     loss = teachers.evaluator_loss(model, batch, random.Random(3))
     h, _ = teachers.forward_words(model, batch)
-    v = h.tolist()
+    v = F.normalize(h, dim=-1).tolist()
     tags = batch["tags"].tolist()
     pairs = teachers.draw_pairs(batch["tags"], random.Random(3))
     terms = []
     for i, j in zip(*pairs.tolist()):
-        s = 1 / (1 + exp(-(kappa or 1) * cosine(v[i], v[j])))
+        cosine = dot(v[i], v[j])
+        s = 1 / (1 + exp(-(kappa or 1) * cosine))
         likely = s if tags[i] == tags[j] else 1 - s
         terms.append(-log(likely))
     assert len(terms) > 30
     assert loss.item() == approx(mean(terms), rel=1e-4)
     loss.backward()
     assert kappa is None or model.log_kappa.grad != 0
-
-
-def test_published_evaluators_cannot_fall_under_a_floor_and_scaled_ones_can(model, monkeypatch):
-    batch = {"tags": tensor([0, 0, 1, 1])}
-    v = tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]])  # as good as can be
-    monkeypatch.setattr(teachers, "forward_words", lambda *given: (v, None))
-    loss = teachers.evaluator_loss(model, batch, random.Random(0))
-    assert loss.item() == approx(log(1 + exp(-1)), abs=1e-6)
-    model.log_kappa = torch.nn.Parameter(tensor(log(10)))
-    loss = teachers.evaluator_loss(model, batch, random.Random(0))
-    assert loss.item() == approx(log(1 + exp(-10)), abs=1e-6)
+    assert teachers.evaluator_loss(model, batch_of(3), random.Random(0)) == 0  # no pair
 
 
 def test_pairs_are_drawn_class_first_and_evenly():
@@ -328,22 +264,14 @@ def test_pairs_are_drawn_class_first_and_evenly():
 
 
 @pytest.mark.parametrize("classes, n_same, n_other", [
-    ([0, 0, 0], 3, 0),
-    ([5], 0, 0),
-    ([1, 2], 0, 2),
-    ([], 0, 0),
+    ([0, 0, 0], 3, 0), ([5], 0, 0), ([1, 2], 0, 2)
 ])
 def test_one_class_or_a_word_of_each_has_the_pairs_that_there_are(classes, n_same, n_other):
-    classes = tensor(classes, dtype=torch.long)
+    classes = tensor(classes)
     i, j = teachers.draw_pairs(classes, random.Random(0))
     same = classes[i] == classes[j]
     assert same.sum() == n_same and (~same).sum() == n_other
     assert (i != j).all()
-
-
-def test_a_batch_without_a_pair_has_a_loss_of_zero(model):
-    loss = teachers.evaluator_loss(model, batch_of(3), random.Random(0))
-    assert loss.item() == 0
 
 
 # ------------------------------------------------------------------------ Eqs. (3) and (4)
@@ -369,7 +297,7 @@ def test_the_language_loss_equals_a_plain_loop():
 def test_the_weights_of_sources_equal_a_plain_loop():
     scores = [[2.0, 0.0, 1.0], [1.0, 1.0, 0.0]]
     flat = scores[0] + scores[1]
-    tau = mean((x - mean(flat)) ** 2 for x in flat)
+    tau = pvariance(flat)
     found = teachers.teacher_weights(tensor(scores))
     for row, a in zip(scores, found.tolist()):
         assert a == approx(softmax([x / tau for x in row]), abs=1e-6)
@@ -381,8 +309,7 @@ def test_similarity_tells_languages_apart_after_training():
     features = [centre + torch.randn(200, 16) for centre in 3 * torch.randn(3, 16)]
     model = teachers.train_similarity(features)
     for k, g in enumerate(features):
-        right = model(g).argmax(-1) == k
-        assert right.float().mean() > 0.9
+        assert (model(g).argmax(-1) == k).float().mean() > 0.9
 
 
 def test_a_sentences_features_are_its_mean_last_state(toy):
@@ -400,7 +327,6 @@ def test_the_weights_written_down_are_those_of_every_sentence(toy):
     by_source = load_file(toy / "weights/qac/sentences.safetensors")
     shown = json.loads((toy / "weights/qac/weights.json").read_text())
     assert list(shown) == ["qaa", "qab", "qba", "qbb"]
-    assert sum(by_source.values()).tolist() == approx([1] * 40, abs=1e-5)
     for source, w in shown.items():
         assert by_source[source].mean().item() == approx(w, abs=1e-4)
 
@@ -431,10 +357,8 @@ def test_an_evaluators_scale_is_a_fact_and_no_weight(toy):
 def test_a_teacher_whose_weights_are_not_in_its_file_is_refused(copied):
     path = copied / "teachers/recogniser-qaa-s0/model.safetensors"
     tensors = load_file(path)
-    renamed = {}
-    for name, x in tensors.items():
-        renamed[name.replace("classifier", "hidden2tag")] = x
-    save_file(renamed, path, metadata={"format": "pt"})
+    tensors["hidden2tag.bias"] = tensors.pop("classifier.bias")
+    save_file(tensors, path, metadata={"format": "pt"})
     shutil.rmtree(copied / "logits/qac/recogniser-qaa-s0")
     says = ["recogniser-qaa-s0", "classifier.bias", "not in its files"]
     refused("02_teachers.py", copied, *QUICK, says=says)
@@ -451,9 +375,6 @@ def test_a_language_that_is_source_and_target_is_served_by_the_others(toy, tmp_p
         "evaluator-aa-mt-s0", "recogniser-aa-mt-s0",
         "recogniser-pooled-without-bb-s0", "scaled-pooled-without-bb-s0",
     ]
-    taught_by = data.read_record(tmp_path / "a/teachers/recogniser-pooled-without-bb-s0")
-    assert "data/sources/aa-mt" in taught_by["settings"]
-    assert "data/sources/bb" not in taught_by["settings"]
     assert list(load_file(tmp_path / "a/weights/bb/sentences.safetensors")) == ["aa-mt"]
     assert "recogniser-pooled-s0" in os.listdir(tmp_path / "a/logits/aa")
 
@@ -480,7 +401,6 @@ def test_text_or_encoder_that_changed_since_are_refused(copied):
     ("--targets zz", "--targets zz: stage 1 was told of qac"),
     ("--freeze 2 --seeds 3", "--freeze 2: the encoder has 2 layers"),
     ("--steps 5 --seeds 0", "recogniser-qaa-s0: made from other steps: pass --overwrite"),
-    ("--steps 1.5", "--steps"),
     ("--steps 4 --seeds 0 --teacher qaa=x", "--teacher qaa=x"),
 ])
 def test_flags_that_cannot_be_are_refused(toy, flags, says):
@@ -489,52 +409,25 @@ def test_flags_that_cannot_be_are_refused(toy, flags, says):
 
 # ------------------------------------------------------------------------ tagged files
 
-def iob1(lang, split, words, tags):
-    """B- only where the word before is of the same type."""
-    converted = []
-    for before, tag in itertools.pairwise(["O", *tags]):
-        if before[2:] != tag[2:]:
-            tag = tag.replace("B-", "I-")
-        converted.append(tag)
-    return converted
+def retagged(lang, split, words, tags):
+    """IOB1, as no two entities touch, and a type that is none of ours."""
+    return [tag.replace("B-", "I-").replace("ORG", "FIRM") for tag in tags]
 
 
-def iobes(lang, split, words, tags):
-    """Each tag says whether its entity begins, goes on, ends there, or is that word alone."""
-    converted = []
-    for tag, following in itertools.pairwise([*tags, "O"]):
-        if following[0] != "I":  # it ends here
-            tag = tag.replace("B-", "S-").replace("I-", "E-")
-        converted.append(tag)
-    return converted
-
-
-def other_types(lang, split, words, tags):
-    return [tag.replace("ORG", "FIRM") for tag in tags]
-
-
-def from_files(toy, artifacts, folder):
-    """What tagged files say of the words of a target's test text; the data alone suffices."""
-    shutil.copytree(toy / "data", artifacts / "data")
-    config = json.loads((toy / "data/config.json").read_text())
-    args = teachers.parse_args(["--artifacts", str(artifacts), *QUICK])
+def test_tags_of_files_of_any_scheme_are_read_and_other_types_are_o(toy, tmp_path):
+    """The data alone suffices."""
+    shutil.copytree(toy / "data", tmp_path / "a/data")
+    config = teachers.read_config(toy)
+    args = teachers.parse_args(["--artifacts", str(tmp_path / "a"), *QUICK])
+    folder = to_conll(tmp_path / "in", ["qac"], retagged)
     teachers.cache_files(args, config, "qac", "x", folder)
-    rows = load_file(artifacts / "logits/qac/external-x-s0/test.safetensors")
-    best = rows["logits"].max(-1)
-    assert (rows["logits"].sum(-1) == -120).all() and (best.values == 0).all()
-    return [config["tags"][k] for k in best.indices]
-
-
-@pytest.mark.parametrize("change", [None, iob1, iobes, other_types])
-def test_tagged_files_of_every_scheme_say_what_was_tagged(toy, tmp_path, change):
-    """And a tag that is none of ours counts as O."""
-    folder = to_conll(tmp_path / "in", ["qac"], change)
+    rows = load_file(tmp_path / "a/logits/qac/external-x-s0/test.safetensors")
+    assert rows["logits"].unique().tolist() == [-20, 0]
+    best = rows["logits"].argmax(-1)
     expected = []
     for _, tags in data.toy_corpus("qac", 0)["test"][:40]:
-        if change is other_types:
-            tags = ["O" if "ORG" in tag else tag for tag in tags]
-        expected += tags
-    assert from_files(toy, tmp_path / "a", folder) == expected
+        expected += ["O" if "ORG" in tag else tag for tag in tags]
+    assert [config["tags"][k] for k in best] == expected
 
 
 def test_a_teacher_from_files_is_kept_until_they_change(copied, tmp_path):
@@ -542,17 +435,14 @@ def test_a_teacher_from_files_is_kept_until_they_change(copied, tmp_path):
     flags = ["--targets", "qac", "--teacher", f"x={folder}"]
     assert "wrote qac/external-x-s0" in here("02_teachers.py", copied, *flags)
     assert "wrote" not in here("02_teachers.py", copied, *flags)
-    to_conll(folder, ["qac"], other_types)
+    to_conll(folder, ["qac"], retagged)
     says = ["external-x-s0: made from other files", "--overwrite"]
     refused("02_teachers.py", copied, *QUICK, *flags, says=says)
 
 
 BAD = {  # train.txt beside a target of the two sentences of GOOD, and what the line says
     "other words": (GOOD.replace("Oslo", "Rome"), "not the target's words"),
-    "a sentence missing": (GOOD.split("\n\n")[0] + "\n", "not the target's words"),
-    "a sentence more": (GOOD + "\nBo B-PER\n", "not the target's words"),
     "no tags": ("Anna\nlives\nin\nOslo\n\nBo\nruns\n", "each with a tag"),
-    "bare labels": (GOOD.replace("B-", ""), "B- and I- are missing"),
     "other labels": (GOOD.replace("PER", "X").replace("LOC", "Y"), "no tag of it is one of"),
 }
 
@@ -574,7 +464,7 @@ def test_tagged_files_that_do_not_fit_are_refused(without_sources, tmp_path, cas
     refused("02_teachers.py", without_sources, *flags, says=["bb/train.txt", says])
 
 
-@pytest.mark.parametrize("given", ["nothing", "a b=x", "pooled=x", "kl=x", "x=", "x=nowhere"])
+@pytest.mark.parametrize("given", ["a b=x", "pooled=x", "kl=x", "x=nowhere"])
 def test_teachers_that_are_none_are_refused(without_sources, given):
-    says = "--teacher x=nowhere" if given == "x=nowhere" else f"--teacher {given}"
+    says = f"--teacher {given}"
     refused("02_teachers.py", without_sources, "--teacher", given, says=says)

@@ -1,7 +1,6 @@
 """The four stages as people run them: twice, stopped halfway, in a pipe, on odd text."""
 
-import ast
-import importlib.metadata
+import importlib
 import os
 import random
 import re
@@ -51,45 +50,9 @@ def test_every_command_in_a_docstring_parses(name):
         assert script == name and module.parse_args(flags)
 
 
-def imported(source):
-    """The packages that a script imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        if isinstance(node, ast.ImportFrom):
-            found.add(node.module.partition(".")[0])
-    return found - set(sys.stdlib_module_names)
-
-
-def canonical(name):
-    return re.sub("[-_.]+", "-", name).lower()
-
-
-def required():
-    """The distributions of requirements.txt and all that these bring along."""
-    there = importlib.metadata.distributions()
-    below = {canonical(x.name): x.requires or [] for x in there}
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    waiting = [line for line in lines if line and line[0] != "#"]
-    found = set()
-    while waiting:
-        name = canonical(re.match(r"[\w.-]+", waiting.pop()).group())
-        if name in below and name not in found:
-            found.add(name)
-            waiting += [line for line in below[name] if "extra ==" not in line]
-    return found
-
-
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_what_a_script_imports_is_required_and_no_later_stage(name):
+def test_a_script_borrows_from_no_later_stage(name):
     source = (ROOT / f"{name}.py").read_text()
-    packages = imported(source)
-    distributions = importlib.metadata.packages_distributions()
-    there = required()
-    for package in packages:
-        assert {canonical(x) for x in distributions[package]} & there, package
-    assert "pip" not in there and len(packages) > 2
     borrowed = re.findall(r'import_module\("(\w+)"\)', source)
     assert len(borrowed) == source.count("import_module(")
     assert set(borrowed) <= set(SCRIPTS[: SCRIPTS.index(name)])
@@ -195,7 +158,8 @@ def test_stages_that_were_killed_fifty_times_go_on_to_the_same_bits(toy, tmp_pat
     rng = random.Random(0)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     for script, kills in zip(TINY, (12, 18, 14, 6)):
-        flags = {"02_teachers.py": ["--scaled"], "03_distill.py": ["--methods", "mtmt"]}.get(script, [])
+        flags = {"02_teachers.py": ["--scaled"], "03_distill.py": ["--methods", "mtmt"]}
+        flags = flags.get(script, [])
         run = command(script, artifacts, *TINY[script], *flags)
         for _ in range(kills):
             job = subprocess.Popen(run, cwd=ROOT, **pipes)
@@ -206,7 +170,6 @@ def test_stages_that_were_killed_fifty_times_go_on_to_the_same_bits(toy, tmp_pat
         must(script, artifacts, *flags)
     made = bits(artifacts)
     assert len(made) > 60 and made.items() <= bits(toy).items()
-    assert not list(artifacts.rglob("*.partial"))
 
 
 @pytest.mark.long
@@ -236,11 +199,12 @@ def test_raw_text_without_a_label_comes_out_tagged_word_for_word(toy, tmp_path):
 
 
 def test_without_labelled_sources_foreign_teachers_suffice_but_not_for_pairs(toy, tmp_path):
-    text = corpus(tmp_path / "in", bb={"train": GOOD, "test": GOOD})
+    """And a method may end as a target is called: kl is Kalaallisut."""
+    text = corpus(tmp_path / "in", kl={"train": GOOD, "test": GOOD})
     artifacts = tmp_path / "a"
-    flags = ["--data-dir", text, "--targets", "bb", "--types", "PER", "LOC"]
+    flags = ["--data-dir", text, "--targets", "kl", "--types", "PER", "LOC"]
     here("01_data.py", artifacts, *flags, "--encoder", toy / "encoder")
-    refused("03_distill.py", artifacts, "--methods", "tsl-kl", says=["bb", "--teacher"])
+    refused("03_distill.py", artifacts, "--methods", "tsl-kl", says=["kl", "--teacher"])
     here("02_teachers.py", artifacts, "--teacher", f"x={text}")
     here("03_distill.py", artifacts, "--methods", "tsl-x", "tsl-kl")
     here("04_evaluate.py", artifacts)
