@@ -311,7 +311,8 @@ def log_terms(logs):
             if term in log:
                 shade = COLOURS.get(method, "black")
                 log.plot("step", term, ax=axis, color=shade, label=method)
-                axis.set(title=term, ylim=0)
+    for axis, term in zip(axes, ["recognition", "similarity"]):
+        axis.set(title=term, ylim=0)  # after all curves, so that none is cut off
 
 
 def confusion(counts):
@@ -351,7 +352,7 @@ def fidelity(table):
     for method, rows in table.groupby("method", sort=False):
         shade = COLOURS.get(method, "black")
         plt.plot(rows.fidelity, rows.f1, "o", color=shade, label=method)
-    plt.xlabel("fidelity: F1 against the mixture that taught it")
+    plt.xlabel("fidelity: F1 against its own mixture")
     plt.ylabel("F1 against gold")
     plt.legend(loc=(1, 0.2))
 
@@ -387,7 +388,7 @@ def picks(scores, chosen, ranks):
     left.plot(ringed, scores.index, "o", mfc="none", mec="black", markersize=15, mew=1.8)
     left.set(xlabel="F1 (ring: largest weight)", ylim=(len(scores) - 0.5, -0.5))
     right.plot(ranks, scores.index, "ok", **style)
-    right.set(xlabel="its place in a public ranking", xticks=[1, 10, 20, 30, 41])
+    right.set(xlabel="rank of the ringed source (1: best)", xticks=[1, 10, 20, 30, 41])
     for axis in (left, right):
         axis.grid(axis="y", color="0.85")
     left.figure.legend(loc="outside upper center", ncols=4)
