@@ -42,7 +42,7 @@ def parse_args():
     p.add_argument("--encoder", help="folder or hub name; default: a random BERT of 17 M")
     p.add_argument("--sentences", type=int, default=256)
     p.add_argument("--repeats", type=int, default=5)
-    p.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)  # a child's: its text
+    p.add_argument("--memory-of", type=Path)  # a child's: its text
     return p.parse_args()
 
 
@@ -138,7 +138,7 @@ def pad(rows):
 
 def precision_of(model):
     with teachers.autocast(model):
-        ids = torch.ones(1, 1, dtype=torch.long, device=model.device)
+        ids = torch.ones(1, 1, device=model.device).long()
         return model(ids).logits.dtype
 
 

@@ -146,14 +146,6 @@ def copied(toy, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def corpora():
-    """Real CoNLL corpora, DIR/<lang>/{train,dev,test}.txt, where CORPORA names a folder of them."""
-    if "CORPORA" not in os.environ:
-        pytest.skip("CORPORA names no folder of real corpora")
-    return Path(os.environ["CORPORA"])
-
-
-@pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """Artifacts of the README's four commands, with nothing cut down; for long tests."""
     artifacts = tmp_path_factory.mktemp("trained") / "artifacts"

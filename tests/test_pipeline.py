@@ -212,3 +212,13 @@ def test_without_labelled_sources_foreign_teachers_suffice_but_not_for_pairs(toy
     assert set(results.method) == {"direct-x", "ensemble", "tsl-x", "tsl-kl"}
     assert set(results[results.method == "direct-x"].f1) == {100}
     refused("03_distill.py", artifacts, "--methods", "mtmt", says="mtmt")
+
+
+def test_the_tables_have_the_columns_that_others_rely_on(toy):
+    columns = {
+        "results": "target,method,seed,type,precision,recall,f1,support",
+        "comparisons": "target,method,baseline,delta_f1,ci_low,ci_high,p,runs",
+        "fidelity": "target,method,seed,fidelity,fidelity_train",
+    }
+    for name, header in columns.items():
+        assert (toy / f"results/{name}.csv").read_text().split("\n")[0] == header
