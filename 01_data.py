@@ -579,16 +579,17 @@ def harmonise(sentences, types, place):
 def load_tokenizer(encoder):
     """The encoder's fast tokenizer (only those know which characters a sub-token came from), as
     tokenizer.json has it: AutoTokenizer rebuilds some otherwise, and text may lose its case."""
-    text_only = {"split_special_tokens": True}  # "[SEP]" in a text is text
-    tokenizer = load(transformers.AutoTokenizer, encoder, **text_only)
-    options = {"_raise_exceptions_for_missing_entries": False}
-    path = transformers.utils.cached_file(encoder, "tokenizer.json", **options)
+    options = {"split_special_tokens": True}  # "[SEP]" in a text is text
+    tokenizer = load(transformers.AutoTokenizer, encoder, **options)
+    may_be_missing = {"_raise_exceptions_for_missing_entries": False}
+    path = transformers.utils.cached_file(encoder, "tokenizer.json", **may_be_missing)
     if path is not None:
         stored = Tokenizer.from_file(path)
         stored.no_truncation()
         stored.no_padding()
-        text_only.update((k, str(token)) for k, token in tokenizer.special_tokens_map.items())
-        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=stored, **text_only)
+        for name, token in tokenizer.special_tokens_map.items():
+            options[name] = str(token)
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=stored, **options)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         stop(f"--encoder {encoder}: its tokenizer has no words: is its vocabulary file there?")
     try:
@@ -632,8 +633,8 @@ def split_words(words, tokenizer):
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     special = set(tokenizer.all_special_ids)
     pieces = [[] for _ in words]
-    for piece, (start, stop_) in zip(encoding["input_ids"], encoding["offset_mapping"]):
-        number = owner[min(max(start + 1, stop_), len(text))]  # by its last character
+    for piece, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"]):
+        number = owner[min(max(start + 1, end), len(text))]  # by its last character
         if piece in special:
             piece = tokenizer.unk_token_id
         pieces[number].append(piece)
@@ -648,20 +649,20 @@ def cut(lengths, capacity):
     spans = []
     start = 0
     while True:
-        stop_ = start
-        while stop_ < len(lengths) and sum(lengths[start : stop_ + 1]) <= capacity:
-            stop_ += 1  # as many words as fit
-        spans.append((start, stop_))
-        if stop_ == len(lengths):
+        end = start
+        while end < len(lengths) and sum(lengths[start : end + 1]) <= capacity:
+            end += 1  # as many words as fit
+        spans.append((start, end))
+        if end == len(lengths):
             break
-        overlap = min(capacity // 4, capacity - lengths[stop_])
-        next_start = stop_
-        while next_start > start + 1 and sum(lengths[next_start - 1 : stop_]) <= overlap:
+        overlap = min(capacity // 4, capacity - lengths[end])
+        next_start = end
+        while next_start > start + 1 and sum(lengths[next_start - 1 : end]) <= overlap:
             next_start -= 1
         start = next_start
     bounds = [0]  # windows of words 0-9 and 6-15 score 0-7 and 8-15: far from the edges
-    for (_, stop_), (next_start, _) in zip(spans, spans[1:]):
-        bounds.append((stop_ + next_start + 1) // 2)
+    for (_, end), (next_start, _) in zip(spans, spans[1:]):
+        bounds.append((end + next_start + 1) // 2)
     bounds.append(len(lengths))
     return [(*span, bounds[k], bounds[k + 1]) for k, span in enumerate(spans)]
 

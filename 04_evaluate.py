@@ -416,8 +416,8 @@ def score_target(args, config, target, pieces, folder):
         kinds = ", ".join(f"{kind} ({n})" for kind, n in unknown.items())
         named = {tag[2:] for sentence in gold for tag in sentence}
         absent = [kind for kind in types if kind not in named]
-        gone = f"no {' '.join(absent)} in gold; " if absent else ""
-        notes.append(f"{target}: {gone}types of gold without a counterpart: {kinds}.")
+        ours = f"no {' '.join(absent)} in gold; " if absent else ""
+        notes.append(f"{target}: {ours}types of gold without a counterpart: {kinds}.")
     return counts, fidelities, notes
 
 
