@@ -644,7 +644,7 @@ def split_words(words, tokenizer):
 def cut(lengths, capacity):
     """Cut a sentence into overlapping windows; every word is scored in one, with context around it.
 
-    lengths: sub-tokens of each word, <= capacity -> [(start, stop, first_scored, last_scored + 1)]
+    lengths: sub-tokens of each word, <= capacity  ->  [(start, end, first_scored, last_scored + 1)]
     """
     spans = []
     start = 0
