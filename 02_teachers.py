@@ -577,7 +577,7 @@ def main(args):
             if "pooled" in wanted and others:
                 train_teacher(args, config, kind, others, name)
                 cache(args, config, kind, target, name)
-    if "pooled" in wanted and sources:  # of the jobs of a cluster one weighs the sources
+    if sources:
         weigh_sources(args, config, targets)
     for teacher, target in itertools.product(args.teacher, targets):
         name, _, folder = teacher.partition("=")

@@ -3,8 +3,8 @@
 #
 #     bash notebooks/measure.sh PART SEED CORPORA ENCODER OUT
 #
-# PART is conll, african, labels, own or passes; CORPORA has <language>/{train,dev,test}.txt; ENCODER is a folder or a
-# hub name; OUT takes the artifacts. What is finished is kept: each (part, seed, target) ends in a small file of counts,
+# PART is one of those at the end; CORPORA has <language>/{train,dev,test}.txt; ENCODER is a folder or a hub name; OUT
+# takes the artifacts. What is finished is kept: each (part, seed, target) ends in a small file of counts,
 # notebooks/measured/<part>-s<seed>-<target>.safetensors, and is skipped where that is there.
 set -euo pipefail
 part=$1 seed=$2 corpora=$3 encoder=$4 out=$5
@@ -32,31 +32,44 @@ students() {
     done
 }
 
-# of what stage 4 counted, the part of one target
+# of what stage 4 counted, the part of one target and run
 keep() {
     python 04_evaluate.py --artifacts "$out/$1" > "$out/$1/results.txt"
-    python - "$out/$1/results" "$2" "$3" <<'END'
+    python - "$out/$1/results" "$2" "$seed" "$3" <<'END'
 import sys
 import pandas as pd
 from safetensors.torch import load_file, save_file
-results, target, file = sys.argv[1:]
-counts = load_file(f"{results}/counts.safetensors")
-save_file({k: x for k, x in counts.items() if k.startswith(f"{target}/")}, f"{file}.safetensors")
+results, target, seed, file = sys.argv[1:]
+counts = {}
+for name, table in load_file(f"{results}/counts.safetensors").items():
+    if name.startswith(f"{target}/") and name.endswith(f"/{seed}"):
+        counts[name] = table
+save_file(counts, f"{file}.safetensors")
 table = pd.read_csv(f"{results}/fidelity.csv")
-table[table.target == target].to_csv(f"{file}.csv", index=False)
+table = table[(table.target == target) & (table.seed == int(seed))]
+table.to_csv(f"{file}.csv", index=False)
 END
 }
 
 case $part in
 conll) # TSL's own experiment: each of three languages taught by the other three of four
-    data "conll" "en de es nl" "es nl de" --limit 2000 --limit-text 2000
-    python 02_teachers.py --artifacts "$out/conll" --seeds "$seed" --scaled
-    students conll "es nl de" "tsl-en tsl-sim mtmt-en mtmt-scaled self-pooled"
+    data conll "en de es nl" "es nl de" --limit 2000 --limit-text 2000
+    python 02_teachers.py --artifacts "$out/conll" --seeds "$seed" --scaled --sources en de es nl
+    students conll "es nl de" "tsl-en tsl-sim mtmt-en mtmt-scaled"
     ;;
-african) # twelve targets, four sources
+conll-pooled) # the same with the pooled teachers
+    data conll "en de es nl" "es nl de" --limit 2000 --limit-text 2000
+    python 02_teachers.py --artifacts "$out/conll" --seeds "$seed" --sources pooled
+    students conll "es nl de" "self-pooled"
+    ;;
+african | african-old) # seven targets and five more, four sources
+    targets=$([ "$part" = african ] && echo "$new" || echo "$old")
     data african "en swa hau yor" "$new $old" --limit 1000 --limit-text 2000
-    python 02_teachers.py --artifacts "$out/african" --seeds "$seed" --scaled
-    students african "$new $old" "tsl-en tsl-sim mtmt-scaled self-pooled mtmt-pooled"
+    python 02_teachers.py --artifacts "$out/african" --seeds "$seed" --scaled --targets $targets
+    students african "$targets" "tsl-en tsl-sim mtmt-scaled self-pooled mtmt-pooled"
+    ;;
+african-once) # more systems on the seven, in one run; after the part african
+    students african "$new" "mtmt mtmt-en tsl-kl mtmt-nosim"
     ;;
 labels) # as many labels as pooling sees: one source with 4,000, and pooling with 4 x 250
     for source in en swa; do
