@@ -182,10 +182,8 @@ def is_running(pid):
     """Does a process of this machine have that number?"""
     try:
         os.kill(pid, 0)  # sends nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)  # somebody else's
     return True
 
 
@@ -811,9 +809,8 @@ def main(args):
             shutil.rmtree(args.artifacts / f"gold/{lang}", ignore_errors=True)
 
     pieces = [f"data/sources/{x}" for x in sources] + [f"data/targets/{x}" for x in targets]
-    config = dict(how, pieces=inputs(args.artifacts, *pieces), preset=args.preset)
-    config.update(sources=args.sources, targets=args.targets, synthetic=args.preset == "toy")
-    config["types_from"] = "--types" if args.types else [f"train tags of {s}" for s in sources]
+    config = dict(how, pieces=inputs(args.artifacts, *pieces), synthetic=args.preset == "toy")
+    config.update(sources=args.sources, targets=args.targets)
     config["encoder"] = args.encoder if args.encoder == "scratch" else encoder
     partial = args.artifacts / "data/.config.partial"
     partial.write_text(json.dumps(config, indent=1))

@@ -39,7 +39,7 @@ class Method:
     weights: str = "similarity"  # of the sources: by similarity, Eq. (4), or uniform
     pooled: bool = False         # one teacher, of all sources' labels; the student starts from it
     loss: str = "squared"        # Eq. (6): squared error, or kl at temperature tau
-    tau: float = 2.0             # temperature of kl: its softer p would make alpha (8) small
+    tau: float = 1.0             # temperature of kl and of the mixture that it learns
     pairs: bool = False          # MTMT: the second task (7) on pairs of words, the weights (8)
     scaled: bool = False         # with pairs: evaluators that learned kappa, and r = p_i . p_j
     similarity: bool = True      # with pairs: the second task, Eq. (7)
@@ -55,15 +55,15 @@ UNWEIGHTED = replace(MTMT, alpha=False, beta=False, gamma=False)
 METHODS = {  # and tsl-<source>, mtmt-<source>: with one source's teachers alone
     "tsl-avg": replace(TSL, weights="uniform"),
     "tsl-sim": TSL,
-    "tsl-kl": replace(TSL, loss="kl"),
+    "tsl-kl": replace(TSL, loss="kl", tau=2.0),
     "mtmt": MTMT,
     "mtmt-noalpha": replace(MTMT, alpha=False),
     "mtmt-nobeta": replace(MTMT, beta=False),
     "mtmt-nogamma": replace(MTMT, gamma=False),
     "mtmt-nosim": replace(MTMT, similarity=False),
     "mtmt-scaled": replace(MTMT, scaled=True),
-    "self-pooled": replace(TSL, pooled=True, loss="kl"),
-    "mtmt-pooled": replace(UNWEIGHTED, pooled=True, loss="kl", scaled=True),
+    "self-pooled": replace(TSL, pooled=True, loss="kl", tau=2.0),
+    "mtmt-pooled": replace(UNWEIGHTED, pooled=True, loss="kl", tau=2.0, scaled=True),
 }
 DEFAULTS = ["tsl-sim", "mtmt", "self-pooled", "mtmt-pooled"]
 RECIPES = {  # by width of the encoder; base is TSL's student (Wu et al. 2020, Sec. 4.1)
@@ -159,9 +159,6 @@ def find_teachers(args, config, target, name, seed):
     recognisers += [f"logits/{target}/external-{teacher}-s{seed}" for teacher in external]
     kind = "scaled" if method.scaled else "evaluator"
     evaluators = [f"logits/{target}/{kind}-{source}-s{seed}" for source in sources]
-    if method.scaled and not all((args.artifacts / x).exists() for x in evaluators):
-        what = "--sources pooled" if method.pooled else "--scaled"
-        data.stop(f"--methods {name}: no scaled evaluators: run 02_teachers.py {what} first")
     return method, recognisers, weights, evaluators if method.pairs else [], w
 
 
@@ -253,18 +250,13 @@ def student_loss(student_logits, h, p, evaluators, method, rng):
 
 # ------------------------------------------------------------------------ training
 
-def tau_of(method):
-    """The temperature of the mixture: teachers are softened as the student is."""
-    return method.tau if method.loss == "kl" else 1.0
-
-
 def load_caches(artifacts, names, split, kind):
     """What K teachers said: [(N_words, C or H)], mapped: rows are read when they are asked for."""
     return [load_file(artifacts / name / f"{split}.safetensors")[kind] for name in names]
 
 
 def train(student, table, recognisers, evaluators, method, recipe, seed):
-    """Distil into `student` from cached teachers alone; returns the mean terms of ten parts.
+    """Distil into `student` from cached teachers alone; returns the terms of every step.
 
     recognisers: logits K x (N_words, C), weights (K,); evaluators: unit vectors K x (N_words, H),
     weights (K,), kappas (K,)
@@ -275,7 +267,6 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
     teachers.freeze(student, recipe["freeze"])
     training = teachers.optimiser(student, recipe["lr"], recipe["steps"])
     table = table.remove_columns("words")  # text is slow to read, and not needed here
-    tau = tau_of(method)
     logits, weights = recognisers
     vectors, shares, kappas = evaluators
     batches = teachers.plan_steps(table, recipe["batch_size"], recipe["steps"], shuffle)
@@ -285,7 +276,7 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
         batch = teachers.collate(table[rows], device)
         words = batch["words"]                                              # (M,) in the corpus
         z = torch.stack([x[words] for x in logits]).to(device)              # (K, M, C)
-        p = mixture(z, weights, tau)                                        # (M, C)
+        p = mixture(z, weights, method.tau)                                        # (M, C)
         said = None
         if method.pairs:
             v = torch.stack([x[words] for x in vectors]).to(device)         # (K, M, H)
@@ -294,11 +285,7 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
         loss, terms = student_loss(student_logits, h, p, said, method, rng)
         teachers.step(loss, student, *training)
         log.append({name: x.detach() for name, x in terms.items()})
-    log = pd.DataFrame([{name: float(x) for name, x in terms.items()} for terms in log])
-    log.insert(0, "step", log.index + 1)
-    part = log.index * min(10, len(log)) // len(log)
-    means = [log[part == k].to_numpy().mean(0) for k in range(part.max() + 1)]  # NaN shows
-    return pd.DataFrame(means, columns=log.columns)
+    return pd.DataFrame([{name: float(x) for name, x in terms.items()} for terms in log])
 
 
 # ------------------------------------------------------------------------ the stage
@@ -351,10 +338,12 @@ def distil(args, config, target, name, seed):
     by_evaluators = vectors, shares.to(args.device), torch.tensor(kappas).to(args.device)
     table = teachers.load_table(args.artifacts, f"{text}/train")
     log = train(student, table, by_recognisers, by_evaluators, method, recipe, seed)
-    wrong = log.step[~np.isfinite(log.loss)]
+    wrong = log.index[~np.isfinite(log.loss)]
     if len(wrong):
-        what = f"its loss is not finite around step {wrong.iloc[0]:.0f}"
+        what = f"its loss is not finite at step {wrong[0] + 1}"
         data.stop(f"{name}-s{seed}, {target}: {what}: try a third of --lr")
+    log.insert(0, "step", log.index + 1)
+    log = log.groupby(log.index * 10 // len(log)).mean()  # ten rows of means
     print(f"        {name}-s{seed}: loss {log.loss.iloc[0]:.4f} to {log.loss.iloc[-1]:.4f}")
     tags = {}  # for fidelity: what the student says, and the mixture that taught it
     for split in ("train", "test"):
@@ -362,7 +351,7 @@ def distil(args, config, target, name, seed):
         z = torch.stack(load_caches(args.artifacts, recognisers, split, "logits"))
         student_logits = teachers.predict_words(student, table, args.device)  # (N_words, C)
         tags[f"student_{split}"] = student_logits.argmax(-1)                  # (N_words,)
-        tags[f"mixture_{split}"] = mixture(z, weights, tau_of(method)).argmax(-1)
+        tags[f"mixture_{split}"] = mixture(z, weights, method.tau).argmax(-1)
     facts = {"seconds": round(time.time() - begun), "device": args.device}
     with data.writing(folder, settings, **facts) as partial:
         log.round(5).to_csv(partial / "log.csv", index=False)

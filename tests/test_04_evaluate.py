@@ -17,7 +17,6 @@ from conftest import GOOD, TOY_METHODS, corpus, here, refused
 
 evaluate = importlib.import_module("04_evaluate")
 TYPES = ["LOC", "ORG", "PER"]
-SOURCES = ["qaa", "qab", "qba", "qbb"]
 
 
 def sentences(*lines):
@@ -233,9 +232,19 @@ def test_from_counts_to_intervals_the_true_difference_is_covered(monkeypatch):
         text = rng.normal(size=(150, 2))
         systems = {"direct-en": runs_of(rng, 0.3, text, 5)}
         systems["mtmt"] = runs_of(rng, 0.5, text, 5)
-        row = only(evaluate.compare({"xx": systems}, ["direct-en"]))
+        row = only(compare({"xx": systems}, ["direct-en"]))
         covered.append(row.ci_low <= good - bad <= row.ci_high)
     assert 0.92 <= np.mean(covered) <= 0.975, np.mean(covered)
+
+
+def compare(counts, baselines):
+    """Of {target: {method: {seed: counts}}}."""
+    flat = {}
+    for target, systems in counts.items():
+        for method, runs in systems.items():
+            for seed, table in runs.items():
+                flat[target, method, seed] = table
+    return evaluate.compare(flat, baselines)
 
 
 def only(table, **where):
@@ -261,7 +270,7 @@ def test_a_comparison_is_paired_by_sentence_and_run_and_signed():
     weak = three_runs(2)
     strong = {seed: better(weak[seed]) for seed in (2, 0, 1)}  # in any order
     systems = {"direct-en": weak, "tsl-sim": weak, "mtmt": strong}
-    table = evaluate.compare({"xx": systems}, ["direct-en", "mtmt"])
+    table = compare({"xx": systems}, ["direct-en", "mtmt"])
     row = only(table, method="tsl-sim", baseline="direct-en")
     assert row.delta_f1 == 0 and np.isnan(row.ci_low)  # no spread at all
     row = only(table, method="mtmt", baseline="direct-en")
@@ -278,11 +287,11 @@ def test_runs_that_one_of_two_systems_lacks_are_left_out_and_runs_are_counted():
     runs = three_runs(3)
     strong = better(runs[1])
     systems = {"direct-en": runs, "mtmt": {1: strong, 2: runs[2], 7: runs[0]}}
-    row = only(evaluate.compare({"xx": systems}, ["direct-en"]))
+    row = only(compare({"xx": systems}, ["direct-en"]))
     gain = f1(strong) - f1(runs[1])
     assert row.delta_f1 == pytest.approx(gain / 2) and row.runs == 2
     systems["mtmt"] = {8: runs[0]}
-    assert evaluate.compare({"xx": systems}, ["direct-en"]).empty
+    assert compare({"xx": systems}, ["direct-en"]).empty
 
 
 def three_targets():
@@ -294,7 +303,7 @@ def three_targets():
 
 
 def test_the_means_are_those_of_the_targets_and_drawing_targets_is_wider():
-    rows = evaluate.compare(three_targets(), ["direct-en"]).set_index("target")
+    rows = compare(three_targets(), ["direct-en"]).set_index("target")
     assert rows.index.tolist() == ["xx", "yy", "zz", "mean-fixed", "mean-resampled"]
     fixed = rows.loc["mean-fixed"]
     drawn = rows.loc["mean-resampled"]
@@ -309,14 +318,9 @@ def test_a_mean_needs_all_targets_in_the_same_runs():
     strong = counts["zz"]["mtmt"]
     counts["zz"]["tsl-sim"] = strong  # of one target
     counts["zz"]["mtmt"] = {0: strong[0], 1: strong[1]}  # without a run
-    table = evaluate.compare(counts, ["direct-en"]).groupby("method").target
+    table = compare(counts, ["direct-en"]).groupby("method").target
     found = {method: targets.tolist() for method, targets in table}
     assert found == {"tsl-sim": ["zz"], "mtmt": ["xx", "yy", "zz"]}
-
-
-def test_a_collapsed_run_is_flagged_and_stays_in_the_mean():
-    assert evaluate.score_cell(pd.Series([50.0, 0.0])) == "25.0 ± 35.4 (failed: 0.0)"
-    assert evaluate.score_cell(pd.Series([50.0])) == "50.0"
 
 
 def test_a_student_that_does_not_repeat_its_mixture_is_named_with_the_target():
@@ -325,26 +329,11 @@ def test_a_student_that_does_not_repeat_its_mixture_is_named_with_the_target():
     table.loc[1] = ["yy", "mtmt", 0, 90, 95.0]
     table.loc[2] = ["xx", "mtmt-pooled", 0, 10, 10.0]  # it starts as its teacher: no verdict
     found = evaluate.fidelity_columns(table)["not distilled"]
-    assert found.to_dict() == {"mtmt": "xx", "mtmt-pooled": ""}
+    assert found.dropna().to_dict() == {"mtmt": "xx"}
 
 
-def test_students_made_with_other_flags_than_other_runs_are_refused(copied):
-    run = ["--targets", "qac", "--seeds", "1"]
-    here("02_teachers.py", copied, *run, "--sources", *SOURCES)
-    here("03_distill.py", copied, *run, "--methods", "tsl-qaa")
-    here("04_evaluate.py", copied)
-    comparisons = pd.read_csv(copied / "results/comparisons.csv")
-    row = only(comparisons, target="qac", method="tsl-qaa", baseline="direct-qaa")
-    assert row.runs == 2
-    other = ["--lr", "0.001", "--overwrite"]
-    here("03_distill.py", copied, *run, "--methods", "tsl-qaa", *other)
-    refused("04_evaluate.py", copied, says=["students/qac/tsl-qaa-s1", "other flags"])
-
-
-def test_so_are_teachers_and_what_is_stale_and_what_is_missing_is_named(copied, tmp_path):
+def test_what_is_stale_and_what_is_missing_is_named(copied, tmp_path):
     run = ["--targets", "qac", "--sources", "qaa"]
-    here("02_teachers.py", copied, *run, "--seeds", "1", "--lr", "0.001")
-    refused("04_evaluate.py", copied, says=["recogniser-qaa-s1", "other flags"])
     here("02_teachers.py", copied, *run, "--lr", "0.01", "--overwrite")
     refused("04_evaluate.py", copied, says=["logits/qac/ensemble-s0", "recogniser-qaa-s0"])
     refused("04_evaluate.py", tmp_path / "none", says="01_data.py")
