@@ -809,8 +809,8 @@ def main(args):
             shutil.rmtree(args.artifacts / f"gold/{lang}", ignore_errors=True)
 
     pieces = [f"data/sources/{x}" for x in sources] + [f"data/targets/{x}" for x in targets]
-    config = dict(how, pieces=inputs(args.artifacts, *pieces), synthetic=args.preset == "toy")
-    config.update(sources=args.sources, targets=args.targets)
+    config = dict(how, pieces=inputs(args.artifacts, *pieces), preset=args.preset)
+    config.update(sources=args.sources, targets=args.targets, synthetic=args.preset == "toy")
     config["encoder"] = args.encoder if args.encoder == "scratch" else encoder
     partial = args.artifacts / "data/.config.partial"
     partial.write_text(json.dumps(config, indent=1))

@@ -51,25 +51,48 @@ table.to_csv(f"{file}.csv", index=False)
 END
 }
 
+# stage 2 without the evaluators that no student of the part has: artifacts NAME, kinds, sources (or pooled), targets
+teach() {
+    python - "$out/$1" "$seed" "$2" "$3" "$4" <<'END'
+import importlib
+import sys
+teachers = importlib.import_module("02_teachers")
+artifacts, seed, kinds, sources, targets = sys.argv[1:]
+args = teachers.parse_args(["--artifacts", artifacts])
+config = teachers.read_config(args.artifacts)
+for source in sources.split():
+    for kind in kinds.split():
+        name = f"{kind}-{source}-s{seed}"
+        labels = config["sources"] if source == "pooled" else [source]
+        teachers.train_teacher(args, config, kind, labels, name)
+        for target in targets.split():
+            if target != source:
+                teachers.cache(args, config, kind, target, name)
+teachers.weigh_sources(args, config, targets.split())
+END
+}
+
 case $part in
 conll) # TSL's own experiment: each of three languages taught by the other three of four
     data conll "en de es nl" "es nl de" --limit 2000 --limit-text 2000
-    python 02_teachers.py --artifacts "$out/conll" --seeds "$seed" --scaled --sources en de es nl
+    teach conll "recogniser scaled" "en de es nl" "es nl de"
+    teach conll evaluator en "es nl de"
     students conll "es nl de" "tsl-en tsl-sim mtmt-en mtmt-scaled"
     ;;
-conll-pooled) # the same with the pooled teachers
-    data conll "en de es nl" "es nl de" --limit 2000 --limit-text 2000
+conll-pooled) # the same with the pooled teachers, after the part conll
     python 02_teachers.py --artifacts "$out/conll" --seeds "$seed" --sources pooled
     students conll "es nl de" "self-pooled"
     ;;
 african | african-old) # seven targets and five more, four sources
     targets=$([ "$part" = african ] && echo "$new" || echo "$old")
     data african "en swa hau yor" "$new $old" --limit 1000 --limit-text 2000
-    python 02_teachers.py --artifacts "$out/african" --seeds "$seed" --scaled --targets $targets
-    students african "$targets" "tsl-en tsl-sim mtmt-scaled self-pooled mtmt-pooled"
+    teach african "recogniser scaled" "en swa hau yor" "$targets"
+    teach african recogniser pooled "$targets"
+    students african "$targets" "tsl-en tsl-sim mtmt-scaled self-pooled"
     ;;
-african-once) # more systems on the seven, in one run; after the part african
-    students african "$new" "mtmt mtmt-en tsl-kl mtmt-nosim"
+african-more) # more systems on the seven, after the part african
+    python 02_teachers.py --artifacts "$out/african" --seeds "$seed" --targets $new
+    students african "$new" "mtmt-pooled mtmt mtmt-en tsl-kl mtmt-nosim"
     ;;
 labels) # as many labels as pooling sees: one source with 4,000, and pooling with 4 x 250
     for source in en swa; do
