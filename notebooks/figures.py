@@ -1,44 +1,35 @@
 """Drawings of the notebooks: lines, boxes and colours alone. What they show is computed by the
-scripts and handed in. Each function draws one figure and returns nothing.
-
-setup_style()                                     once in each notebook
-COLOURS[method], TYPE_COLOURS[type or "O"]        full colours are methods, tints entity types
-stages()                                          the data flow of the four scripts
-tagged([(label, words, tags or None), ...])       sentences, their entities on tints (HTML)
-word_by_word(words, rows, tags, gold, alpha)      rows: (label, (M, C) probabilities or M tags)
-mask_boxes([(pieces, first, tags or None), ...])  sub-tokens, filled where the mask f is true
-heat(table, low=0, high=1, label="")              a DataFrame as a matrix with its numbers
-piles({source: (N, H)}, target)                   sentences on their two main axes, Eqs. (3) (4)
-tag_compass({title: (n, 2) vectors}, names)       tags as arrows on a circle, Eq. (2)
-weight_shapes(alpha, beta, gamma)                 the three functions of Eq. (8)
-slopes({name: loss(z, p)}, steps=0)               a ball on each loss after some gradient steps
-loss_map(words, tops, t, e, bce, alpha, beta, gamma, lam)    Eq. (9); tops like "PER 0.82"
-log_terms({method: DataFrame of its log.csv})     recognition and similarity by step
-confusion({system: DataFrame gold x said})        what each system calls the words of each type
-gains(rows)                                       rows of comparisons.csv with one baseline
-dumbbells({panel: DataFrame of two columns})      two dots in each row, joined by a line
-fidelity(table)                                   its columns method, fidelity, f1: dots
-forest({name: rows of comparisons.csv}, xlabel)   a row for each language, dots with intervals
-picks(scores, chosen, ranks)                      sources by F1, a ring round the chosen one
-small_pictures()                                  figures stored in 128 colours: fewer bytes
+scripts and handed in. Each function draws one figure; full colours are methods, tints entity types.
 """
 
 import html
-import importlib
-import io
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from IPython import get_ipython
 from IPython.display import HTML, display
 from matplotlib import patches, path
-from PIL import Image
+from sklearn.decomposition import PCA
 
-evaluate = importlib.import_module("04_evaluate")  # a leading digit forbids a plain import
-COLOURS = evaluate.COLOURS
-TYPE_COLOURS = {"PER": "#99DDFF", "LOC": "#C7D84B", "ORG": "#FFAABB", "O": "#EEEEEE", "": "#CCCCCC"}
+COLOURS = {  # others are grey or black
+    "direct-pooled": "#999999",
+    "ensemble": "#56B4E9",
+    "tsl-avg": "#E69F00",
+    "tsl-sim": "#D55E00",
+    "tsl-kl": "#009E73",
+    "mtmt": "#0072B2",
+    "mtmt-scaled": "#003D66",
+    "self-pooled": "#B8A800",
+    "mtmt-pooled": "#CC79A7",
+}
+TYPE_COLOURS = {
+    "PER": "#99DDFF",
+    "LOC": "#C7D84B",
+    "ORG": "#FFAABB",
+    "O": "#EEEEEE",
+    "": "#CCCCCC",
+}
 INK = {"ha": "center", "va": "center"}
 
 
@@ -59,14 +50,8 @@ def canvas(width, height, *limits):
 
 
 def panels(n, width, height, sharey=False):
-    axes = plt.subplots(
-        1,
-        n,
-        figsize=(width, height),
-        squeeze=False,
-        sharey=sharey,
-    )[1]
-    return axes[0]
+    figure = plt.figure(figsize=(width, height))
+    return figure.subplots(1, n, squeeze=False, sharey=sharey)[0]
 
 
 def cell(axis, x, y, width, height, text, **style):
@@ -87,12 +72,8 @@ def sketch(axis, drawing):
             cell(axis, *numbers, text.replace(";", "\n"), fc=shade, ec="black")
         else:
             corners = path.Path(numbers.reshape(-1, 2))
-            style = {"arrowstyle": "-|>", "mutation_scale": 14}
-            arrow = patches.FancyArrowPatch(
-                path=corners,
-                color=shade,
-                **style,
-            )
+            arrow = patches.FancyArrowPatch(path=corners, color=shade)
+            arrow.set(arrowstyle="-|>", mutation_scale=14)
             axis.add_patch(arrow)
 
 
@@ -125,10 +106,15 @@ white    6.25 4.35 2.7 1.3 | mixtures p and t;(5) (7)
 
 
 def stages():
+    """The data flow of the four scripts."""
     axis = canvas(7, 6.8, 0, 12.2, 0, 13)
-    names = ["04_evaluate.py", "03_distill.py", "02_teachers.py", "01_data.py"]
-    bands = [(0.1, 2.5), (2.7, 5.4), (5.6, 10.4), (10.6, 12.9)]
-    for name, (low, high) in zip(names, bands):
+    bands = {
+        "04_evaluate.py": (0.1, 2.5),
+        "03_distill.py": (2.7, 5.4),
+        "02_teachers.py": (5.6, 10.4),
+        "01_data.py": (10.6, 12.9),
+    }
+    for name, (low, high) in bands.items():
         axis.axhspan(low, high, color="#F4F4F4")
         axis.text(0.4, (low + high) / 2, name, rotation=90, **INK)
     sketch(axis, STAGES)
@@ -137,6 +123,7 @@ def stages():
 
 
 def tagged(rows):
+    """Sentences with their entities on tints: [(label, words, tags or None), ...]"""
     lines = []
     for label, words, tags in rows:
         lines.append(f"<tr><td>{label}</td><td style='text-align: left; font-size: 120%'>")
@@ -171,11 +158,10 @@ def likeliest(said, tags):
     return f"{tag}\n{top:.2f}", (tint(tag), max(0.3, top))
 
 
-def word_by_word(words, rows, tags, gold=None, alpha=None):
+def word_by_word(words, rows, tags, alpha=None):
+    """What each of [(label, (M, C) probabilities or M tags), ...] says of M words."""
     texts = {}
     colours = []
-    if gold is not None:
-        rows = [*rows, ("gold", gold)]
     for name, said in rows:
         cells = [likeliest(x, tags) for x in said]
         texts[name] = [text for text, _ in cells]
@@ -187,6 +173,7 @@ def word_by_word(words, rows, tags, gold=None, alpha=None):
 
 
 def mask_boxes(rows):
+    """Sub-tokens, filled where f is true: [(pieces, first, tags or None), ...]"""
     width = max(len(pieces) for pieces, _, _ in rows)
     height = len(rows)
     axis = canvas(0.74 * width, height, -0.5, width - 0.5, height - 0.5, -0.5)
@@ -200,6 +187,7 @@ def mask_boxes(rows):
 
 
 def heat(table, low=0, high=1, label="", axis=None):
+    """A DataFrame as a matrix with its numbers."""
     form = "{:.0f}" if high > 2 else "{:.2f}"
     strength = 0.6 * (table.to_numpy() - low) / (high - low)
     texts = table.map(form.format)
@@ -209,20 +197,18 @@ def heat(table, low=0, high=1, label="", axis=None):
 
 
 def piles(groups, target):
-    g = torch.cat(list(groups.values()))                                    # (N, H)
-    mean = g.mean(0)
-    axes = torch.linalg.svd(g - mean, full_matrices=False).Vh[:2]           # (2, H)
-    for name, x in groups.items():
-        spots = axes @ (x - mean).T                                         # (2, N_k)
-        plt.scatter(*spots, s=9, alpha=0.4, label=name)
-    spots = axes @ (target - mean).T
-    plt.scatter(*spots, marker="x", color="black", linewidth=1, label="target")
+    """Sentences of {source: (N, H)} and a target on their two main axes, Eqs. (3) and (4)."""
+    axes = PCA(2).fit(torch.cat(list(groups.values())))
+    for name, g in groups.items():
+        plt.scatter(*axes.transform(g).T, s=9, alpha=0.4, label=name)
+    plt.scatter(*axes.transform(target).T, marker="x", color="black", label="target")
     plt.legend(loc=(1, 0.2), markerscale=2)
     plt.xlabel("first main axis of g")
     plt.ylabel("second main axis")
 
 
 def tag_compass(vectors, names):
+    """Tags as arrows on a circle, {title: (n, 2) vectors}, Eq. (2)."""
     axes = panels(len(vectors), 3.4 * len(vectors), 3.4)
     for axis, (title, spots) in zip(axes, vectors.items()):
         spots = np.array(spots) / np.linalg.norm(spots, axis=1, keepdims=True)
@@ -234,32 +220,31 @@ def tag_compass(vectors, names):
             patch = {"fc": shade, "ec": "none", "pad": 2}
             axis.text(1.3 * x, 1.3 * y - 0.3 * beside, names[k], bbox=patch, **INK)
         axis.set_title(title)
-        axis.set_aspect("equal")
-        axis.axis([-1.7, 1.7, -1.7, 1.7])
+        axis.axis("equal")
         axis.set_axis_off()
 
 
 def weight_shapes(alpha, beta, gamma):
+    """The three functions of Eq. (8)."""
     axes = panels(4, 11, 2.9)
     x = torch.linspace(0, 1, 101)
+    one = torch.eye(2)[[0] * len(x)]                                        # (101, 2) sure of one
     axes[0].plot(x, alpha(x[:, None]))
-    axes[0].set_title(r"$\alpha$ of the largest p")
     axes[1].plot(x, beta(x))
-    axes[1].axvspan(0.2689, 0.7311, color="#F7D9C4")
-    axes[1].set_title(r"$\beta$ of t (shaded: published)")
-    axes[1].set_ylim(0, 1.05)
-    sure = torch.eye(2)[[0, 0]]
-    names = ["same", "other"]
-    for axis, scaled, low in zip(axes[2:], (False, True), (0.2689, 0)):
-        t = torch.tensor([1 - low, low])
-        rows = [gamma(sure, p, t, scaled).tolist() for p in (sure, sure.flip(1))]
-        heat(pd.DataFrame(rows, names, names), axis=axis)
-        axis.set_title("evaluators say")
-        axis.set_ylabel("recognisers say")
-        axis.set_xlabel(r"$\gamma$, scaled" if scaled else r"$\gamma$, as published")
+    for axis, scaled in zip(axes[2:], (False, True)):
+        axis.plot(x, gamma(one, one, x, scaled), label="recognisers: same class")
+        axis.plot(x, gamma(one, one.flip(1), x, scaled), "--", label="recognisers: another")
+    titles = [r"$\alpha$", r"$\beta$", r"$\gamma$, as published", r"$\gamma$, scaled"]
+    for axis, title in zip(axes, titles):
+        axis.set(title=title, xlabel="t", ylim=(0, 1.05))
+    for axis in axes[1:3]:
+        axis.axvspan(0.2689, 0.7311, color="#F7D9C4")  # all that a published t can be
+    axes[0].set_xlabel("largest probability in p")
+    axes[2].legend(loc="lower center")
 
 
 def slopes(losses, steps=0):
+    """A ball on each loss after some gradient steps, {name: loss(z, p)}."""
     x = torch.linspace(-8, 8, 161)
     p = torch.tensor([[0.05, 0.95]])                                        # of two tags
     axes = panels(len(losses), 6.8, 2.9)
@@ -291,6 +276,7 @@ white    1.1 1.7 2.0 1 | j: {words[1]}
 
 
 def loss_map(words, tops, t, e, bce, alpha, beta, gamma, lam):
+    """Eq. (9) for two words; tops are what the recognisers say, like "PER 0.82"."""
     drawing = LOSS_MAP.format(**locals())
     axis = canvas(9.6, 4.5, 0, 13.3, -0.8, 6.4)
     sketch(axis, drawing)
@@ -305,6 +291,7 @@ def loss_map(words, tops, t, e, bce, alpha, beta, gamma, lam):
 
 
 def log_terms(logs):
+    """The two tasks by step, from {method: its log.csv}."""
     axes = panels(2, 8, 2.9)
     for method, log in logs.items():
         for axis, term in zip(axes, ["recognition", "similarity"]):
@@ -316,14 +303,15 @@ def log_terms(logs):
 
 
 def confusion(counts):
+    """What each system calls the words of each type: {system: DataFrame gold x said}."""
     kinds = list(counts.values())[0].index
-    axes = panels(len(kinds), 2.2 + 2.3 * len(kinds), 0.9 + 0.38 * len(counts), True)
+    height = 0.9 + 0.38 * len(counts)
+    axes = panels(len(kinds), 2.2 + 2.3 * len(kinds), height, True)
     for axis, kind in zip(axes, kinds):
         table = pd.DataFrame({name: x.loc[kind] for name, x in counts.items()})
         table = 100 * (table / table.sum()).T                               # system x said
         tints = [tint(said) for said in table]
-        style = {"stacked": True, "legend": False, "width": 0.85}
-        table.plot.barh(ax=axis, color=tints, **style)
+        table.plot.barh(ax=axis, color=tints, stacked=True, legend=False, width=0.85)
         for said, drawn in zip(table, axis.containers):
             names = [said if x > 15 else "" for x in table[said]]
             axis.bar_label(drawn, names, label_type="center")
@@ -331,76 +319,30 @@ def confusion(counts):
     axes[0].invert_yaxis()
 
 
-def gains(rows):
-    display(evaluate.draw_gains(rows, rows.baseline.iloc[0]))
-
-
 def dumbbells(tables):
+    """Two dots in each row, joined by a line: {panel: DataFrame of two columns}."""
     height = 1.2 + 0.4 * max(map(len, tables.values()))
     axes = panels(len(tables), 1.4 + 2.5 * len(tables), height, True)
     for axis, (title, table) in zip(axes, tables.items()):
         axis.hlines(table.index, table.min(axis=1), table.max(axis=1), color="0.6")
         for name, marker in zip(table, "os"):
-            shade = COLOURS.get(name, "black")
-            axis.plot(table[name], table.index, marker, color=shade, label=name)
+            axis.plot(table[name], table.index, marker, label=name)
         axis.set_title(title)
     axes[0].invert_yaxis()
     axes[-1].legend(loc=(1, 0.5))
 
 
-def fidelity(table):
-    for method, rows in table.groupby("method", sort=False):
-        shade = COLOURS.get(method, "black")
-        plt.plot(rows.fidelity, rows.f1, "o", color=shade, label=method)
-    plt.xlabel("fidelity: F1 against its own mixture")
-    plt.ylabel("F1 against gold")
-    plt.legend(loc=(1, 0.2))
-
-
-# ------------------------------------------------------------------------ twelve languages
-
 def forest(series, xlabel):
-    """{name: rows of comparisons.csv}, at the left their index: differences, 95 % intervals."""
+    """Differences with their intervals: {name: rows of comparisons.csv}, by index."""
     labels = list(series.values())[0].index
     axis = panels(1, 6.4, 1.2 + 0.34 * len(labels))[0]
     for n, (name, rows) in enumerate(series.items()):
-        y = np.arange(len(labels)) + 0.24 * n - 0.12
-        style = {"color": COLOURS.get(name, str(0.1 + 0.5 * n))}
-        axis.hlines(y, rows.ci_low, rows.ci_high, linewidth=3.5, **style)
-        axis.plot(rows.delta_f1, y, "os"[n], mec="black", markersize=7.5, label=name, **style)
-    for y in range(1, len(labels)):
-        axis.axhline(y - 0.5, color="0.88", linewidth=1)
+        y = np.arange(len(labels)) + 0.24 * n
+        shade = COLOURS.get(name, str(0.1 + 0.5 * n))
+        axis.hlines(y, rows.ci_low, rows.ci_high, color=shade, linewidth=3.5)
+        axis.plot(rows.delta_f1, y, "os"[n], color=shade, mec="black", label=name)
     axis.axvline(0, color="black", linewidth=1)
     axis.set_yticks(range(len(labels)), labels)
-    axis.tick_params(axis="y", length=0)
-    axis.tick_params(axis="x", top=len(labels) > 6, labeltop=len(labels) > 6)
-    axis.set(xlabel=xlabel, ylim=(len(labels) - 0.5, -0.5))
+    axis.set_xlabel(xlabel)
+    axis.invert_yaxis()
     axis.figure.legend(loc="outside upper center", ncols=2)
-
-
-def picks(scores, chosen, ranks):
-    """F1 by target and source, a ring round the chosen source, and its rank elsewhere."""
-    left, right = panels(2, 7.6, 1.2 + 0.33 * len(scores), True)
-    style = {"mec": "black", "markersize": 7}
-    for source, marker in zip(scores, "os^D"):
-        left.plot(scores[source], scores.index, marker, label=source, **style)
-    ringed = [scores.loc[target, chosen[target]] for target in scores.index]
-    left.plot(ringed, scores.index, "o", mfc="none", mec="black", markersize=15, mew=1.8)
-    left.set(xlabel="F1 (ring: largest weight)", ylim=(len(scores) - 0.5, -0.5))
-    right.plot(ranks, scores.index, "ok", **style)
-    right.set(xlabel="rank of the ringed source (1: best)", xticks=[1, 10, 20, 30, 41])
-    for axis in (left, right):
-        axis.grid(axis="y", color="0.85")
-    left.figure.legend(loc="outside upper center", ncols=4)
-
-
-def small_pictures():
-    """Let a notebook store its figures in 128 colours, in a third of the bytes."""
-    def small_png(figure):
-        png, small = io.BytesIO(), io.BytesIO()
-        figure.savefig(png)
-        Image.open(png).convert("RGB").quantize(128).save(small, "PNG", optimize=True)
-        return small.getvalue()
-
-    plt.close(plt.figure())  # sets up the notebook's own way of drawing, which this replaces
-    get_ipython().display_formatter.formatters["image/png"].for_type(plt.Figure, small_png)
