@@ -84,8 +84,8 @@ def parse_args(argv=None):
     args.encoder = args.encoder or ("scratch" if args.preset == "toy" else MBERT)
     if not args.targets or not args.sources + (args.types or []):
         p.error("no languages: name --targets and --sources (or --types, if you have no source)")
-    if args.sources == args.targets and len(args.targets) == 1:
-        p.error("the only source is the target itself: add another to --sources")
+    if len(args.sources) == 1 and args.sources[0] in args.targets:
+        p.error("the only source is a target itself: add another to --sources")
     limits = [args.limit, args.limit_text, args.limit_test, args.max_length - 7]
     if any(limit is not None and limit < 1 for limit in limits):
         p.error("--limit, --limit-text and --limit-test: at least 1; --max-length: at least 8")
@@ -625,7 +625,7 @@ def split_words(words, tokenizer):
     """The sub-tokens of every word, [[id, ...], ...], as they are in running text, where many
     tokenizers split a word unlike one alone."""
     text = " ".join(words)
-    owner = []  # the word that each character belongs to; a space belongs to the word behind it
+    owner = []  # owner[k]: the word of character k - 1, a space being part of the next word
     for number, word in enumerate(words):
         owner.extend([number] * (len(word) + 1))
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

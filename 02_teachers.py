@@ -6,7 +6,8 @@
 
 Reads   artifacts/data
 Writes  artifacts/teachers/{recogniser,evaluator,scaled}-<source>-s<seed>
-        artifacts/teachers/{recogniser,scaled}-pooled-s<seed>   of all sources' labels together
+        artifacts/teachers/{recogniser,scaled}-pooled-s<seed>   of all sources' labels together, or
+                                                                pooled-without-<target>: a source
         artifacts/weights/<target>/           of the sources, Eqs. (3) and (4)
         artifacts/logits/<target>/<teacher>/  logits or vectors of every word of the target
 
@@ -97,12 +98,18 @@ def sentences_of(table, column):
     return list(sentences.values())
 
 
-def choose_languages(flag, wanted, known):
-    """The languages that a flag picks, all without it."""
-    for lang in wanted or []:
-        if lang not in known:
-            data.stop(f"{flag} {lang}: stage 1 was told of {' '.join(known)} only")
-    return wanted or known
+def by_sentence(ids, tags, sentences):
+    """Numbers of all words' tags, (N_words,), as lists of tags as long as these sentences."""
+    cuts = np.cumsum([len(sentence) for sentence in sentences])[:-1]
+    return [part.tolist() for part in np.split(np.array(tags)[np.asarray(ids)], cuts)]
+
+
+def check_languages(config, sources, targets):
+    """Refuse what stage 1 was not told of."""
+    pieces = [f"data/sources/{x}" for x in sources] + [f"data/targets/{x}" for x in targets]
+    unknown = [piece for piece in pieces if piece not in config["pieces"]]
+    if unknown:
+        data.stop(f"{unknown[0]}: stage 1 made {' '.join(config['pieces'])} only")
 
 
 def choose_recipe(recipes, encoder, args):
@@ -117,7 +124,7 @@ def choose_recipe(recipes, encoder, args):
         if getattr(args, name) is not None:
             recipe[name] = getattr(args, name)
     if args.steps is not None:
-        recipe["epochs"] = 0  # --steps is what was asked for, not a floor
+        recipe.pop("epochs", None)  # --steps is what was asked for, no floor
     return recipe
 
 
@@ -285,7 +292,7 @@ def train(model, table, loss_of, recipe, seed):
     freeze(model, recipe["freeze"])
     table = table.remove_columns("words")  # text is slow to read, and not needed here
     size = recipe["batch_size"]
-    steps = max(recipe["steps"], recipe["epochs"] * math.ceil(len(table) / size))
+    steps = max(recipe["steps"], recipe.get("epochs", 0) * math.ceil(len(table) / size))
     training = optimiser(model, recipe["lr"], steps)
     losses = []
     model.train()
@@ -301,12 +308,9 @@ def tag_score(model, table, tags, device):
     """Micro F1 in percent of a recogniser on a tagged table (seqeval, conlleval reading)."""
     import seqeval.metrics  # late: it takes seconds, and stage 3 does without
     best = predict_words(model, table, device).argmax(-1)                   # (N_words,)
-    gold = []
-    predicted = []
-    for start, classes in zip(table["start"], table["tags"]):
-        found = best[start : start + len(classes)]
-        gold.append([tags[k] for k in classes])
-        predicted.append([tags[k] for k in found])
+    classes = sentences_of(table, "tags")
+    gold = by_sentence(list(itertools.chain(*classes)), tags, classes)
+    predicted = by_sentence(best, tags, classes)
     f1 = seqeval.metrics.f1_score(gold, predicted, zero_division=0)
     return {"f1": round(100 * float(f1), 2)}
 
@@ -352,7 +356,7 @@ def evaluator_loss(model, batch, rng):
     score = kappa * F.cosine_similarity(v[i], v[j], dim=-1)                 # (P,)
     same = (tags[i] == tags[j]).float()
     loss = F.binary_cross_entropy_with_logits(score, same, reduction="sum")  # the sigmoid is in it
-    return loss / max(1, len(i))
+    return loss / max(1, len(i))  # a batch of one word has no pair
 
 
 def pair_score(model, table, tags, device):
@@ -496,7 +500,7 @@ def train_teacher(args, config, kind, sources, name):
         facts["dev"][source] = score(model, table, config["tags"], args.device)
     facts["seconds"] = round(time.time() - begun)
     print(f"        {name}: loss {losses[-10:].mean():.4f}, source dev {json.dumps(facts['dev'])}")
-    if {"f1": 0.0} in facts["dev"].values():
+    if {"f1": 0.0} in facts["dev"].values():  # of one source at least
         print(f"        {name} finds no entity: try a third of --lr, or more --steps")
     with data.writing(folder, settings, **facts) as partial:
         model.half().save_pretrained(partial)  # it only answers from here on: half the disk
@@ -553,24 +557,25 @@ def cache_files(args, config, target, teacher, folder):
 def main(args):
     config = read_config(args.artifacts)
     sources = config["sources"]
-    for teacher in args.teacher:  # refused before any training
+    wanted = args.sources or [*sources, "pooled"]
+    targets = args.targets or config["targets"]
+    alone = [source for source in wanted if source != "pooled"]
+    check_languages(config, alone, targets)
+    for teacher in args.teacher:
         name, _, folder = teacher.partition("=")
         taken = name in sources or name in data.NOT_NAMES
         if taken or not name.isidentifier() or not folder or not Path(folder).is_dir():
             data.stop(f"--teacher {teacher}: give NAME=DIR, a NAME of letters that is not taken")
-    wanted = choose_languages("--sources", args.sources, [*sources, "pooled"])
-    targets = choose_languages("--targets", args.targets, config["targets"])
     kinds = ["recogniser", "evaluator"]
     if args.scaled:
         kinds.append("scaled")
     for seed in args.seeds:
-        for source, kind in itertools.product(sources, kinds):
+        for source, kind in itertools.product(alone, kinds):
             name = f"{kind}-{source}-s{seed}"
-            if source in wanted:
-                train_teacher(args, config, kind, [source], name)
-                for target in targets:
-                    if target != source:
-                        cache(args, config, kind, target, name)
+            train_teacher(args, config, kind, [source], name)
+            for target in targets:
+                if target != source:
+                    cache(args, config, kind, target, name)
         for target, kind in itertools.product(targets, ["recogniser", "scaled"]):
             name = f"{kind}-{pooled_name(config, target)}-s{seed}"
             others = [source for source in sources if source != target]

@@ -5,7 +5,8 @@
 
 Reads   artifacts/data/targets (no tags there), artifacts/logits, artifacts/weights, and the pooled
         recogniser where a student starts from it; never gold
-Writes  artifacts/students/<target>/<method>-s<seed>/  the student, its test logits, log.csv
+Writes  artifacts/students/<target>/<method>-s<seed>/  the student, its test logits, log.csv, and
+                                                       tags.safetensors, for fidelity
         artifacts/logits/<target>/ensemble-s<seed>     the teachers' mixture without a student
 
 Equations are numbered as in the README. B sentences, T sub-tokens, C tags, K sources, H hidden
@@ -62,6 +63,7 @@ METHODS = {  # and tsl-<source>, mtmt-<source>: with one source's teachers alone
     "mtmt-nogamma": replace(MTMT, gamma=False),
     "mtmt-nosim": replace(MTMT, similarity=False),
     "mtmt-scaled": replace(MTMT, scaled=True),
+    "mtmt-scaled-nosim": replace(MTMT, scaled=True, similarity=False),  # to the bit mtmt-nosim
     "self-pooled": replace(TSL, pooled=True, loss="kl", tau=2.0),
     "mtmt-pooled": replace(UNWEIGHTED, pooled=True, loss="kl", tau=2.0, scaled=True),
 }
@@ -135,7 +137,7 @@ def find_teachers(args, config, target, name, seed):
     """A method, and the caches that a student learns from with their weights: each of E teachers
     from elsewhere has 1 / (K + E) of the mixture, the K sources share the rest by Eq. (4).
 
-      ->  method, recognisers, weights (K + E,), evaluators, weights (K,)
+      ->  method, recognisers, weights (K + E,), evaluators, w (K,)
     """
     sources = [source for source in config["sources"] if source != target]
     external = external_teachers(args.artifacts, target)
@@ -268,7 +270,7 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
     training = teachers.optimiser(student, recipe["lr"], recipe["steps"])
     table = table.remove_columns("words")  # text is slow to read, and not needed here
     logits, weights = recognisers
-    vectors, shares, kappas = evaluators
+    vectors, w, kappas = evaluators
     batches = teachers.plan_steps(table, recipe["batch_size"], recipe["steps"], shuffle)
     log = []
     student.train()
@@ -280,7 +282,7 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
         said = None
         if method.pairs:
             v = torch.stack([x[words] for x in vectors]).to(device)         # (K, M, H)
-            said = v, shares, kappas
+            said = v, w, kappas
         h, student_logits = teachers.forward_words(student, batch)          # (M, H), (M, C)
         loss, terms = student_loss(student_logits, h, p, said, method, rng)
         teachers.step(loss, student, *training)
@@ -308,10 +310,10 @@ def write_ensemble(args, config, target, seed):
 
 def distil(args, config, target, name, seed):
     """Train one student, students/<target>/<method>-s<seed>, unless it is there."""
-    if name in (f"tsl-{target}", f"mtmt-{target}") and name not in METHODS:
-        return  # no language teaches itself
+    if name in (f"tsl-{target}", f"mtmt-{target}") and name not in METHODS:  # kl is a language
+        return  # none teaches itself
     found = find_teachers(args, config, target, name, seed)
-    method, recognisers, weights, evaluators, shares = found
+    method, recognisers, weights, evaluators, w = found
     if args.lam is not None and method.pairs:
         method = replace(method, lam=args.lam)
     start = config["encoder"]
@@ -335,7 +337,7 @@ def distil(args, config, target, name, seed):
     logits = load_caches(args.artifacts, recognisers, "train", "logits")
     vectors = load_caches(args.artifacts, evaluators, "train", "vectors")
     by_recognisers = logits, weights.to(args.device)
-    by_evaluators = vectors, shares.to(args.device), torch.tensor(kappas).to(args.device)
+    by_evaluators = vectors, w.to(args.device), torch.tensor(kappas).to(args.device)
     table = teachers.load_table(args.artifacts, f"{text}/train")
     log = train(student, table, by_recognisers, by_evaluators, method, recipe, seed)
     wrong = log.index[~np.isfinite(log.loss)]
@@ -345,17 +347,18 @@ def distil(args, config, target, name, seed):
     log.insert(0, "step", log.index + 1)
     log = log.groupby(log.index * 10 // len(log)).mean()  # ten rows of means
     print(f"        {name}-s{seed}: loss {log.loss.iloc[0]:.4f} to {log.loss.iloc[-1]:.4f}")
-    tags = {}  # for fidelity: what the student says, and the mixture that taught it
+    said = {}  # logits of the student, (N_words, C)
+    tags = {}  # for fidelity: what the student says, and the mixture that taught it, (N_words,)
     for split in ("train", "test"):
         table = teachers.load_table(args.artifacts, f"{text}/{split}")
+        said[split] = teachers.predict_words(student, table, args.device)
         z = torch.stack(load_caches(args.artifacts, recognisers, split, "logits"))
-        student_logits = teachers.predict_words(student, table, args.device)  # (N_words, C)
-        tags[f"student_{split}"] = student_logits.argmax(-1)                  # (N_words,)
+        tags[f"student_{split}"] = said[split].argmax(-1)
         tags[f"mixture_{split}"] = mixture(z, weights, method.tau).argmax(-1)
     facts = {"seconds": round(time.time() - begun), "device": args.device}
     with data.writing(folder, settings, **facts) as partial:
         log.round(5).to_csv(partial / "log.csv", index=False)
-        save_file({"logits": student_logits}, partial / "test.safetensors")
+        save_file({"logits": said["test"]}, partial / "test.safetensors")
         save_file({name: x.byte() for name, x in tags.items()}, partial / "tags.safetensors")
         if not args.logits_only:
             student.save_pretrained(partial)
@@ -364,7 +367,8 @@ def distil(args, config, target, name, seed):
 
 def main(args):
     config = teachers.read_config(args.artifacts)
-    targets = teachers.choose_languages("--targets", args.targets, config["targets"])
+    targets = args.targets or config["targets"]
+    teachers.check_languages(config, [], targets)
     for name, target in itertools.product(args.methods, targets):  # refused before any training
         choose_method(name, config["sources"], external_teachers(args.artifacts, target))
     for target, seed in itertools.product(targets, args.seeds):

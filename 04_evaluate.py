@@ -50,10 +50,7 @@ def parse_args(argv=None):
     return p.parse_args(argv)
 
 
-
 # ------------------------------------------------------------------------ scoring
-
-
 
 def entities(sentences, strict=False):
     """{(type, first word, last word)} of every sentence of tags."""
@@ -91,34 +88,25 @@ def fidelity(student, mixture):
     return 200 * correct / (named + sum(len(s) for s, _ in pairs)) if named else math.nan
 
 
-
 # ------------------------------------------------------------------------ systems
-
-
 
 def find_systems(artifacts, config, target):
     """{(method, seed): the piece with its test logits} of a target."""
+    pooled = teachers.pooled_name(config, target)
     systems = {}
     for folder in sorted(artifacts.glob(f"*/{target}/[!.]*-s*")):
-        name, _, seed = folder.name.rpartition("-s")
-        method = name.replace(teachers.pooled_name(config, target), "pooled")
-        for teacher in ("recogniser-", "external-"):
-            method = method.replace(teacher, "direct-")
-        piece = folder.relative_to(artifacts)
-        if not method.startswith(("evaluator-", "scaled-")):
-            systems[method, int(seed)] = str(piece)
+        method, _, seed = folder.name.rpartition("-s")
+        kind, _, teacher = method.partition("-")
+        if kind in ("recogniser", "external"):
+            method = "direct-pooled" if teacher == pooled else f"direct-{teacher}"
+        if kind not in ("evaluator", "scaled"):  # these two do not tag
+            systems[method, int(seed)] = str(folder.relative_to(artifacts))
     return systems
 
 
 def types_of(tags):
     """["LOC", "ORG", ...] of ["O", "B-LOC", "I-LOC", ...]"""
     return [tag[2:] for tag in tags if tag.startswith("B")]
-
-
-def by_sentence(ids, tags, words):
-    """Tag numbers of all words as tags by sentence, as long as the sentences of words."""
-    cuts = np.cumsum([len(sentence) for sentence in words])[:-1]
-    return [part.tolist() for part in np.split(np.array(tags)[np.asarray(ids)], cuts)]
 
 
 def read_words(artifacts, target, split):
@@ -136,19 +124,16 @@ def read_gold(artifacts, target, tags, words):
     notes = []
     if len(words) < 30:
         notes.append(f"{target}: under 30 test sentences, too few for any claim.")
-    entities = data.read_record(artifacts / f"gold/{target}")["facts"]["entities"]["test"]
-    unknown = [f"{x.split()[0]} ({n})" for x, n in entities.items() if x.endswith(" dropped")]
+    found = data.read_record(artifacts / f"gold/{target}")["facts"]["entities"]["test"]
+    unknown = [f"{x.split()[0]} ({n})" for x, n in found.items() if x.endswith(" dropped")]
     if unknown:
-        absent = " ".join(kind for kind in types_of(tags) if kind not in entities)
-        ours = f"no {absent} in gold; " if absent else ""
+        absent = " ".join(kind for kind in types_of(tags) if kind not in found)
+        ours = f"no {absent} in gold; " if absent else ""  # the same under another name?
         notes.append(f"{target}: {ours}types of gold without a counterpart: {', '.join(unknown)}.")
-    return by_sentence(list(itertools.chain(*table["tags"])), tags, words), notes
-
+    return teachers.by_sentence(list(itertools.chain(*table["tags"])), tags, words), notes
 
 
 # ------------------------------------------------------------------------ intervals
-
-
 
 def resampled_f1(counts, draws):
     """Micro F1 of every run in every resample: counts (S, N, 3), draws (R, N)  ->  (R, S)"""
@@ -165,11 +150,12 @@ def draw_sentences(target, n):
 
 
 def interval(d, v_sentences, draw_targets=False):
-    """95 % interval and two-sided p of a mean difference, by Student's t (Satterthwaite 1946).
+    """A mean difference, its 95 % interval and two-sided p, by Student's t (Satterthwaite 1946).
 
-    d (T, S) by target and run, v_sentences the variance of its mean over resampled sentences. Runs
-    are crossed with targets: a run's teachers serve all of them. One run: its sentences alone.
-    With draw_targets the T > 1 targets, too, are a sample, of languages like them.
+    d (T, S) by target and run, v_sentences the variance of its mean over resampled sentences  ->
+    mean, low, high, p. Runs are crossed with targets: a run's teachers serve all of them. One run
+    adds nothing: its interval knows the sentences alone. With draw_targets the T > 1 targets are a
+    sample, of languages like them, and their sentences are in that.
     """
     T, S = d.shape
     mean = d.mean()
@@ -186,7 +172,7 @@ def interval(d, v_sentences, draw_targets=False):
     else:
         parts.append((v_sentences, np.inf))
     v = max(v_runs, sum(x for x, _ in parts))
-    if v == 0 or v_sentences == 0:  # systems that never differ, or a single sentence
+    if min(v, v_sentences) < 1e-9:  # systems that never differ, or a single sentence
         return mean, np.nan, np.nan, np.nan
     spread = sum(x**2 / n for x, n in parts)
     df = v**2 / spread if spread > 0 else np.inf
@@ -203,15 +189,17 @@ def compare(counts, baselines):
     """
     f1 = {}  # {(method, target, seed): (1 + R,)}, the first as observed
     for (target, method, seed), table in counts.items():
-        draws = draw_sentences(target, len(table))
-        f1[method, target, seed] = resampled_f1(table.sum(1)[None], draws)[:, 0]
+        of_all_types = table.sum(1)[None]                                   # (1, N, 3)
+        draws = draw_sentences(target, len(table))                          # (1 + R, N)
+        f1[method, target, seed] = resampled_f1(of_all_types, draws)[:, 0]
     f1 = pd.DataFrame(f1)
     n_targets = f1.columns.unique(1).size
     rows = []
     for method, base in itertools.product(f1.columns.unique(0), baselines):
         if method == base or base not in f1:
             continue
-        d = (f1[method] - f1[base]).dropna(axis=1).sort_index(axis=1)  # targets, runs of both
+        d = f1[method] - f1[base]  # a column for each target and run, empty where one has none
+        d = d.dropna(axis=1).sort_index(axis=1)
         targets = d.columns.unique(0)
         for target in targets:
             x = d[target].to_numpy()                                        # (1 + R, S)
@@ -219,7 +207,8 @@ def compare(counts, baselines):
             rows.append([target, method, base, *found, x.shape[1]])
         T = len(targets)
         S = d.columns.unique(1).size
-        if T == n_targets > 1 and d.shape[1] == T * S:  # all targets, in the same runs
+        is_complete = T == n_targets and d.shape[1] == T * S  # all targets, in the same runs
+        if is_complete and T > 1:
             x = d.to_numpy().reshape(-1, T, S)                              # (1 + R, T, S)
             v = x[1:].mean((1, 2)).var()
             rows.append(["mean-fixed", method, base, *interval(x[0], v), S])
@@ -230,16 +219,14 @@ def compare(counts, baselines):
 
 
 def choose_direct(sources, counts):
-    """The direct transfer to compare with: from English, or from the source that serves most."""
-    served = Counter(method for _, method in {(target, method) for target, method, _ in counts})
-    direct = [f"direct-{source}" for source in ["en", *sources] if f"direct-{source}" in served]
-    return max(direct or served, key=served.get)
-
+    """The direct transfer to compare with: of the source that serves most targets, English first;
+    without one direct-NAME, or whatever there is."""
+    n_targets = Counter(method for _, method in {(target, method) for target, method, _ in counts})
+    direct = [f"direct-{x}" for x in ["en", *sources] if f"direct-{x}" in n_targets]
+    return max(direct or sorted(n_targets), key=n_targets.get)
 
 
 # ------------------------------------------------------------------------ tables and the figure
-
-
 
 def score_rows(counts, types):
     """Rows of results.csv: of every run the micro average first, then every type."""
@@ -260,22 +247,28 @@ def fidelity_columns(table):
     distilled; students that start as their own teacher begin near 100 and get no verdict."""
     columns = table.groupby("method")[["fidelity", "fidelity_train"]].mean().round(1)
     fresh = table[~table.method.str.endswith("-pooled")]
-    low = fresh[fresh.fidelity_train < DISTILLED].groupby("method").target
-    columns["not distilled"] = low.agg(lambda targets: " ".join(targets.unique()))
+    low = fresh[fresh.fidelity_train < DISTILLED].groupby("method").target.unique()
+    columns["not distilled"] = low.map(" ".join)  # by method; empty for the others
     return columns
+
+
+def score_cell(scores):
+    """Mean and, from two runs on, standard deviation."""
+    spread = f" ± {scores.std():.1f}" if len(scores) > 1 else ""
+    return f"{scores.mean():.1f}{spread}"
 
 
 def summary(results, fidelities, comparisons, direct):
     """results.md as text: the scores, and the gains over direct transfer."""
-    f1 = micro(results).groupby(["method", "target"], sort=False).f1
-    spread = f1.std().map(" ± {:.1f}".format, na_action="ignore").fillna("")
-    table = (f1.mean().map("{:.1f}".format) + spread).unstack()
-    table["mean"] = f1.mean().unstack().mean(axis=1, skipna=False).round(1)
+    of_runs = micro(results).groupby(["method", "target"], sort=False).f1
+    table = of_runs.apply(score_cell).unstack()
+    table["mean"] = of_runs.mean().unstack().mean(axis=1, skipna=False).round(1)
     table = table.join(fidelity_columns(fidelities)).sort_values("mean", ascending=False)
     gains = comparisons[comparisons.baseline == direct]
     cells = []
     for x in gains.itertuples():
         cells.append(f"{x.delta_f1:+.1f} [{x.ci_low:+.1f}, {x.ci_high:+.1f}]")
+    targets = gains.target.unique()  # the means last
     gains = gains.assign(cell=cells).pivot(index="method", columns="target", values="cell")
     return "\n\n".join([
         fenced(table),
@@ -283,7 +276,7 @@ def summary(results, fidelities, comparisons, direct):
         "In brackets 95 % intervals, by Student's t over whole runs and test sentences. Those of "
         "two runs cover some 87 %; with one run they know its sentences alone, not what another "
         "run would give. mean-fixed: these targets; mean-resampled: others like them.",
-        fenced(gains),
+        fenced(gains[targets]),
     ])
 
 
@@ -305,11 +298,12 @@ def draw_gains(comparisons, direct):
     figure = Figure((7.0, 1.2 + 0.3 * gains.method.nunique()), 120, layout="constrained")
     axis = figure.subplots()
     bounds = [means.delta_f1 - means.ci_low, means.ci_high - means.delta_f1]
-    axis.errorbar(means.delta_f1, means.method, xerr=bounds, fmt="o", elinewidth=3)
-    axis.plot(each.delta_f1, each.method, "k.", alpha=0.6)
+    axis.errorbar(means.delta_f1, means.method, xerr=bounds, fmt="o", elinewidth=3, label="mean")
+    axis.plot(each.delta_f1, each.method, "k.", alpha=0.6, label="each language")
+    figure.legend(loc="outside upper right", ncols=2)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.set_xlabel(f"gain in F1 over {direct} (small: each language; large: their mean)")
+    axis.set_xlabel(f"gain in F1 over {direct}")
     return figure
 
 
@@ -332,22 +326,22 @@ def score_target(args, tags, target, pieces, folder):
     """
     words = {split: read_words(args.artifacts, target, split) for split in ("train", "test")}
     gold, notes = read_gold(args.artifacts, target, tags, words["test"])
+    there = entities(gold, args.strict) if gold else []
     counts = {}
     fidelities = []
     for (method, seed), piece in pieces.items():
         logits = load_file(args.artifacts / piece / "test.safetensors")["logits"]
-        predicted = by_sentence(logits.argmax(-1), tags, words["test"])
+        predicted = teachers.by_sentence(logits.argmax(-1), tags, words["test"])
         write_predictions(folder / f"{target}/{method}-s{seed}.txt", words["test"], predicted)
         if gold:
-            there = entities(gold, args.strict)
             found = entities(predicted, args.strict)
             counts[target, method, seed] = count(there, found, types_of(tags))
         if piece.startswith("students"):
-            said = load_file(args.artifacts / piece / "tags.safetensors")
+            ids = load_file(args.artifacts / piece / "tags.safetensors")
             row = [target, method, seed]
             for split in ("test", "train"):
-                student = by_sentence(said[f"student_{split}"], tags, words[split])
-                mixture = by_sentence(said[f"mixture_{split}"], tags, words[split])
+                student = teachers.by_sentence(ids[f"student_{split}"], tags, words[split])
+                mixture = teachers.by_sentence(ids[f"mixture_{split}"], tags, words[split])
                 row.append(fidelity(student, mixture))
             fidelities.append(row)
     return counts, fidelities, notes
@@ -380,20 +374,21 @@ def main(args):
         settings.update(data.inputs(args.artifacts, *pieces.values()))
     counts = {}
     fidelities = []
-    (args.artifacts / "results/record.json").unlink(missing_ok=True)  # results are always new
+    (args.artifacts / "results/record.json").unlink(missing_ok=True)  # or old ones may be kept
     with data.writing(args.artifacts / "results", settings) as partial:
         for target, pieces in systems.items():
             folder = partial / "predictions"
-            found, rows, said = score_target(args, config["tags"], target, pieces, folder)
+            found, rows, odd = score_target(args, config["tags"], target, pieces, folder)
             counts.update(found)
             fidelities += rows
-            notes += said
+            notes += odd
         fidelities = pd.DataFrame(fidelities, columns=FIDELITY)
         fidelities.round(2).to_csv(partial / "fidelity.csv", index=False)
-        notes.append("No target has gold tags: there are predictions and fidelity alone.")
         if counts:
             direct = choose_direct(config["sources"], counts)
-            notes[-1] = write_tables(partial, counts, fidelities, config["tags"], direct)
+            notes.append(write_tables(partial, counts, fidelities, config["tags"], direct))
+        else:
+            notes.append("No target has gold tags: there are predictions and fidelity alone.")
         text = "\n\n".join(["# Results", *notes])
         (partial / "results.md").write_text(text, encoding="utf-8")
     print(text)

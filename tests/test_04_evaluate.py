@@ -57,6 +57,11 @@ def test_agrees_with_seqeval_on_random_tags_illegal_ones_included(strict):
                 assert found[2] == pytest.approx(100 * report[kind]["f1-score"])
 
 
+def test_where_nothing_is_found_or_nothing_is_there_the_scores_are_zero():
+    for counts in ([0, 0, 3], [0, 3, 0], [0, 0, 0]):
+        assert evaluate.prf(counts).tolist() == [0, 0, 0]
+
+
 def test_fidelity_by_hand():
     student = sentences("B-PER O B-LOC", "B-ORG O")
     mixture = sentences("B-PER O B-ORG", "O O")
@@ -133,8 +138,8 @@ def test_the_fidelity_of_a_student_is_that_of_what_it_left(copied):
     row = only(table, target="qac", method="mtmt")
     for split, found in zip(("test", "train"), (row.fidelity, row.fidelity_train)):
         words = evaluate.read_words(copied, "qac", split)
-        student = evaluate.by_sentence(said[f"student_{split}"], tags, words)
-        mixture = evaluate.by_sentence(said[f"mixture_{split}"], tags, words)
+        student = evaluate.teachers.by_sentence(said[f"student_{split}"], tags, words)
+        mixture = evaluate.teachers.by_sentence(said[f"mixture_{split}"], tags, words)
         expected = seqeval.metrics.f1_score(mixture, student)
         assert found == pytest.approx(100 * expected, abs=6e-3)
 
