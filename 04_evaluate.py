@@ -267,7 +267,8 @@ def summary(results, fidelities, comparisons, direct):
     gains = comparisons[comparisons.baseline == direct]
     cells = []
     for x in gains.itertuples():
-        cells.append(f"{x.delta_f1:+.1f} [{x.ci_low:+.1f}, {x.ci_high:+.1f}]")
+        bounds = f" [{x.ci_low:+.1f}, {x.ci_high:+.1f}]" if x.ci_low < x.ci_high else ""
+        cells.append(f"{x.delta_f1:+.1f}{bounds}")
     targets = gains.target.unique()  # the means last
     gains = gains.assign(cell=cells).pivot(index="method", columns="target", values="cell")
     return "\n\n".join([
