@@ -94,13 +94,13 @@ african-more) # more systems on the seven, after the part african
     python 02_teachers.py --artifacts "$out/african" --seeds "$seed" --targets $new
     students african "$new" "mtmt-pooled mtmt mtmt-en tsl-kl mtmt-nosim"
     ;;
-labels) # as many labels as pooling sees: one source with 4,000, and pooling with 4 x 250
+labels) # as many labels as pooling sees: one source with 4,000, and pooling with 4 x 250; no student reads the text
     for source in en swa; do
-        data "labels-$source" "$source" "$new $old" --limit 4000 --limit-text 2000
-        python 02_teachers.py --artifacts "$out/labels-$source" --seeds "$seed" --sources "$source"
+        data "labels-$source" "$source" "$new $old" --limit 4000 --limit-text 10
+        teach "labels-$source" recogniser "$source" "$new $old"
     done
-    data labels-pooled "en swa hau yor" "$new $old" --limit 250 --limit-text 2000
-    python 02_teachers.py --artifacts "$out/labels-pooled" --seeds "$seed" --sources pooled
+    data labels-pooled "en swa hau yor" "$new $old" --limit 250 --limit-text 10
+    teach labels-pooled recogniser pooled "$new $old"
     for name in labels-en labels-swa labels-pooled; do
         for target in $new $old; do
             [ -e "$measured/$name-s$seed-$target.safetensors" ] || keep "$name" "$target" "$measured/$name-s$seed-$target"
@@ -112,15 +112,14 @@ own) # each target's own 1,000 labels, for reference: its corpus is the source, 
         mkdir -p "$out/own-corpora" && ln -sfn "$(realpath "$corpora")/$target" "$out/own-corpora/$target"
         ln -sfn "$(realpath "$corpora")/$target" "$out/own-corpora/$target-gold"
         corpora="$out/own-corpora" data "own-$target" "$target-gold" "$target" --limit 1000 --limit-text 10
-        python 02_teachers.py --artifacts "$out/own-$target" --seeds "$seed" --sources "$target-gold"
+        teach "own-$target" recogniser "$target-gold" "$target"
         keep "own-$target" "$target" "$measured/own-s$seed-$target"
     done
     ;;
 passes) # was it the text or the steps that the students lacked? 500 or 2,000 sentences, 3,000 or 10,000 passes
     for text in 500 2000; do
         data "passes-$text" "en swa hau yor" "ibo kin pcm sna" --limit 1000 --limit-text $text
-        python 02_teachers.py --artifacts "$out/passes-$text" --seeds "$seed" --sources en swa hau yor
-        python 02_teachers.py --artifacts "$out/passes-$text" --seeds "$seed" --sources pooled
+        teach "passes-$text" recogniser "en swa hau yor" "ibo kin pcm sna"
         for steps in 188 625; do
             name="passes-$text-$steps"
             [ -e "$out/$name" ] || cp -r "$out/passes-$text" "$out/$name"
