@@ -201,7 +201,7 @@ def piles(groups, target):
     axes = PCA(2).fit(torch.cat(list(groups.values())))
     for name, g in groups.items():
         plt.scatter(*axes.transform(g).T, s=9, alpha=0.4, label=name)
-    plt.scatter(*axes.transform(target).T, marker="x", color="black", label="target")
+    plt.scatter(*axes.transform(target).T, marker="x", color="black", lw=1, label="target")
     plt.legend(loc=(1, 0.2), markerscale=2)
     plt.xlabel("first main axis of g")
     plt.ylabel("second main axis")
@@ -220,7 +220,7 @@ def tag_compass(vectors, names):
             patch = {"fc": shade, "ec": "none", "pad": 2}
             axis.text(1.3 * x, 1.3 * y - 0.3 * beside, names[k], bbox=patch, **INK)
         axis.set_title(title)
-        axis.axis("equal")
+        axis.set(xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal")
         axis.set_axis_off()
 
 
