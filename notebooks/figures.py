@@ -220,7 +220,8 @@ def tag_compass(vectors, names):
             patch = {"fc": shade, "ec": "none", "pad": 2}
             axis.text(1.3 * x, 1.3 * y - 0.3 * beside, names[k], bbox=patch, **INK)
         axis.set_title(title)
-        axis.set(xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal")
+        axis.axis([-1.7, 1.7, -1.7, 1.7])
+        axis.set_aspect("equal")
         axis.set_axis_off()
 
 
