@@ -119,7 +119,7 @@ def stages():
         axis.text(0.4, (low + high) / 2, name, rotation=90, **INK)
     sketch(axis, STAGES)
     axis.text(2.8, 3.3, "a student may start from it")
-    axis.text(0.9, 1.1, "red: opened to score,\nin stage 4 alone", color="#D55E00")
+    axis.text(0.9, 1.1, "orange: opened to score,\nin stage 4 alone", color="#D55E00")
 
 
 def tagged(rows):
@@ -201,8 +201,8 @@ def piles(groups, target):
     axes = PCA(2).fit(torch.cat(list(groups.values())))
     for name, g in groups.items():
         plt.scatter(*axes.transform(g).T, s=9, alpha=0.4, label=name)
-    plt.scatter(*axes.transform(target).T, marker="x", color="black", lw=1, label="target")
-    plt.legend(loc=(1, 0.2), markerscale=2)
+    plt.scatter(*axes.transform(target).T, s=9, color="black", label="target")
+    plt.legend(loc=(1, 0.2))
     plt.xlabel("first main axis of g")
     plt.ylabel("second main axis")
 
@@ -233,15 +233,14 @@ def weight_shapes(alpha, beta, gamma):
     axes[0].plot(x, alpha(x[:, None]))
     axes[1].plot(x, beta(x))
     for axis, scaled in zip(axes[2:], (False, True)):
-        axis.plot(x, gamma(one, one, x, scaled), label="recognisers: same class")
-        axis.plot(x, gamma(one, one.flip(1), x, scaled), "--", label="recognisers: another")
+        axis.plot(x, gamma(one, one, x, scaled))
+        axis.plot(x, gamma(one, one.flip(1), x, scaled), "--")  # two classes
     titles = [r"$\alpha$", r"$\beta$", r"$\gamma$, as published", r"$\gamma$, scaled"]
     for axis, title in zip(axes, titles):
         axis.set(title=title, xlabel="t", ylim=(0, 1.05))
     for axis in axes[1:3]:
         axis.axvspan(0.2689, 0.7311, color="#F7D9C4")  # all that a published t can be
     axes[0].set_xlabel("largest probability in p")
-    axes[2].legend(loc="lower center")
 
 
 def slopes(losses, steps=0):
@@ -256,7 +255,7 @@ def slopes(losses, steps=0):
             slope = torch.func.grad(lambda z: loss(z, p).sum())
             z = z - 3 * slope(z)
         axis.plot(z[0, 1] - z[0, 0], loss(z, p), "o")
-        axis.set_xlabel("student's logit of the right tag")
+        axis.set_xlabel("logit of the right tag less the other")
         axis.set_title(f"{name}, {steps} steps")
 
 
@@ -301,6 +300,7 @@ def log_terms(logs):
                 log.plot("step", term, ax=axis, color=shade, label=method)
     for axis, term in zip(axes, ["recognition", "similarity"]):
         axis.set(title=term, ylim=0)  # after all curves, so that none is cut off
+    axes[0].set_ylabel("loss")
 
 
 def confusion(counts):
