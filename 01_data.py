@@ -811,6 +811,7 @@ def main(args):
     pieces = [f"data/sources/{x}" for x in sources] + [f"data/targets/{x}" for x in targets]
     config = dict(how, pieces=inputs(args.artifacts, *pieces), preset=args.preset)
     config.update(sources=args.sources, targets=args.targets, synthetic=args.preset == "toy")
+    config["types_from"] = "--types" if args.types else [f"train tags of {s}" for s in sources]
     config["encoder"] = args.encoder if args.encoder == "scratch" else encoder
     partial = args.artifacts / "data/.config.partial"
     partial.write_text(json.dumps(config, indent=1))

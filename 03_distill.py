@@ -63,7 +63,7 @@ METHODS = {  # and tsl-<source>, mtmt-<source>: with one source's teachers alone
     "mtmt-nogamma": replace(MTMT, gamma=False),
     "mtmt-nosim": replace(MTMT, similarity=False),
     "mtmt-scaled": replace(MTMT, scaled=True),
-    "mtmt-scaled-nosim": replace(MTMT, scaled=True, similarity=False),  # to the bit mtmt-nosim
+    "mtmt-scaled-nosim": replace(MTMT, scaled=True, similarity=False),  # same bits: (6) sees no pairs
     "self-pooled": replace(TSL, pooled=True, loss="kl", tau=2.0),
     "mtmt-pooled": replace(UNWEIGHTED, pooled=True, loss="kl", tau=2.0, scaled=True),
 }
@@ -310,8 +310,8 @@ def write_ensemble(args, config, target, seed):
 
 def distil(args, config, target, name, seed):
     """Train one student, students/<target>/<method>-s<seed>, unless it is there."""
-    if name in (f"tsl-{target}", f"mtmt-{target}") and name not in METHODS:  # kl is a language
-        return  # none teaches itself
+    if name in (f"tsl-{target}", f"mtmt-{target}") and name not in METHODS:
+        return  # no language teaches itself; but a target may be called kl
     found = find_teachers(args, config, target, name, seed)
     method, recognisers, weights, evaluators, w = found
     if args.lam is not None and method.pairs:

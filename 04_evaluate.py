@@ -276,7 +276,8 @@ def summary(results, fidelities, comparisons, direct):
         f"## The question: gain in F1 over direct transfer ({direct})",
         "In brackets 95 % intervals, by Student's t over whole runs and test sentences. Those of "
         "two runs cover some 87 %; with one run they know its sentences alone, not what another "
-        "run would give. mean-fixed: these targets; mean-resampled: others like them.",
+        "run would give. A gain is over the runs that both systems have, a mean where all targets "
+        "have the same. mean-fixed: these targets; mean-resampled: others like them.",
         fenced(gains[targets]),
     ])
 
@@ -294,12 +295,13 @@ def draw_gains(comparisons, direct):
     gains = comparisons[comparisons.baseline == direct].sort_values("delta_f1")
     means = gains[gains.target == "mean-fixed"]
     each = gains[~gains.target.str.startswith("mean-")]
-    large = each if means.empty else means  # of one target, say
+    is_one = gains.target.nunique() == 1
+    large = each if is_one else means
     figure = Figure((7.0, 1.2 + 0.3 * gains.method.nunique()), 120, layout="constrained")
     axis = figure.subplots()
     bounds = [large.delta_f1 - large.ci_low, large.ci_high - large.delta_f1]
     axis.errorbar(large.delta_f1, large.method, xerr=bounds, fmt="o", elinewidth=3, label="mean")
-    if len(means):
+    if not is_one:
         axis.plot(each.delta_f1, each.method, "k.", alpha=0.6, label="each language")
         figure.legend(loc="outside upper right", ncols=2)
     axis.margins(y=0.1)

@@ -88,11 +88,11 @@ african | african-old) # seven targets and five more, four sources
     data african "en swa hau yor" "$new $old" --limit 1000 --limit-text 2000
     teach african "recogniser scaled" "en swa hau yor" "$targets"
     teach african recogniser pooled "$targets"
-    students african "$targets" "tsl-en tsl-sim mtmt-scaled self-pooled"
+    students african "$targets" "tsl-sim mtmt-scaled"
     ;;
 african-more) # more systems on the seven, after the part african
     python 02_teachers.py --artifacts "$out/african" --seeds "$seed" --targets $new
-    students african "$new" "mtmt-pooled mtmt mtmt-en tsl-kl mtmt-nosim"
+    students african "$new" "self-pooled mtmt-pooled tsl-en mtmt-en mtmt tsl-kl mtmt-nosim"
     ;;
 labels) # as many labels as pooling sees: one source with 4,000, and pooling with 4 x 250; no student reads the text
     for source in en swa; do
