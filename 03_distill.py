@@ -63,7 +63,7 @@ METHODS = {  # and tsl-<source>, mtmt-<source>: with one source's teachers alone
     "mtmt-nogamma": replace(MTMT, gamma=False),
     "mtmt-nosim": replace(MTMT, similarity=False),
     "mtmt-scaled": replace(MTMT, scaled=True),
-    "mtmt-scaled-nosim": replace(MTMT, scaled=True, similarity=False),  # same bits: (6) sees no pairs
+    "mtmt-scaled-nosim": replace(MTMT, scaled=True, similarity=False),  # the bits of mtmt-nosim
     "self-pooled": replace(TSL, pooled=True, loss="kl", tau=2.0),
     "mtmt-pooled": replace(UNWEIGHTED, pooled=True, loss="kl", tau=2.0, scaled=True),
 }
