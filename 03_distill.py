@@ -70,7 +70,7 @@ METHODS = {  # and tsl-<source>, mtmt-<source>: with one source's teachers alone
 DEFAULTS = ["tsl-sim", "mtmt", "self-pooled", "mtmt-pooled"]
 RECIPES = {  # by width of the encoder; base is TSL's student (Wu et al. 2020, Sec. 4.1)
     "base": {"lr": 1e-4, "steps": 783, "batch_size": 32, "freeze": 3},
-    "small": {"lr": 3e-4, "steps": 625, "batch_size": 16, "freeze": 3},  # sources as targets
+    "small": {"lr": 1.5e-4, "steps": 625, "batch_size": 16, "freeze": 3},  # by fidelity
     "tiny": {"lr": 3e-3, "steps": 400, "batch_size": 32, "freeze": 0},
 }
 STARTED = {  # of students that start from the pooled recogniser, which has been trained already
