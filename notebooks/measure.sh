@@ -8,8 +8,8 @@
 # notebooks/measured/<part>-s<seed>-<target>.safetensors, and is skipped where that is there.
 set -euo pipefail
 part=$1 seed=$2 corpora=$3 encoder=$4 out=$5
-new="fon bbj ewe lug mos sna twi"     # not looked at before the first plan
-old="ibo kin nya pcm xho"
+new="fon bbj ewe lug mos nya twi"     # not looked at before the first plan
+old="ibo kin sna pcm xho"
 measured=notebooks/measured
 mkdir -p "$measured"
 

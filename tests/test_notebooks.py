@@ -16,6 +16,7 @@ from conftest import ROOT
 SCRIPTS = ["01_data", "02_teachers", "03_distill", "04_evaluate"]
 MODULES = {name[3:]: importlib.import_module(name) for name in SCRIPTS}  # data, teachers, ...
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+assert len(NOTEBOOKS) >= 6
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -40,10 +41,6 @@ def printed(path):
             text.append("".join(output.get("text", "")))
             text += ["".join(x) for x in output.get("data", {}).values() if isinstance(x, list)]
     return "".join(text)
-
-
-def test_there_are_notebooks():
-    assert len(NOTEBOOKS) >= 6
 
 
 @every_notebook
@@ -110,9 +107,8 @@ def test_source_that_a_notebook_shows_is_todays(path):
 
 
 SLIDERS = """import ipywidgets
-def draw_once(draw, **sliders):
-    draw(**{name: slider.value for name, slider in sliders.items()})
-ipywidgets.interact = draw_once"""  # a cell with a slider may hang nbclient (its issue 312)
+ipywidgets.interact = lambda draw, **at: draw(**{name: x.value for name, x in at.items()})
+"""  # a cell with a slider may hang nbclient (its issue 312)
 
 
 @pytest.mark.long
