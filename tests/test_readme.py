@@ -38,8 +38,8 @@ def test_the_answer_is_that_of_the_committed_files():
     for system in ("ensemble", "direct-pooled"):
         row = gain(system, "direct-en", "african").loc["mean-fixed"]
         assert f"gains ({row.delta_f1:.1f})" in WORDS
-    lost = gain("tsl-sim", "direct-en", "conll").loc["mean-fixed"].delta_f1
-    assert f"TSL's by {-lost:.1f} F1" in WORDS
+    lost = gain("tsl-sim", "direct-en", "conll").delta_f1
+    assert f"TSL's by {-lost['mean-fixed']:.1f} F1" in WORDS
 
 
 def toy_table(text):
