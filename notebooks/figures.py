@@ -323,7 +323,7 @@ def confusion(counts):
 def dumbbells(tables):
     """Two dots in each row, joined by a line: {panel: DataFrame of two columns}."""
     height = 1.2 + 0.4 * max(map(len, tables.values()))
-    axes = panels(len(tables), 1.4 + 2.5 * len(tables), height, True)
+    axes = panels(len(tables), 3 + 2.2 * len(tables), height, True)
     for axis, (title, table) in zip(axes, tables.items()):
         axis.hlines(table.index, table.min(axis=1), table.max(axis=1), color="0.6")
         for name, marker in zip(table, "os"):
@@ -345,5 +345,6 @@ def forest(series, xlabel):
     axis.axvline(0, color="black", linewidth=1)
     axis.set_yticks(range(len(labels)), labels)
     axis.set_xlabel(xlabel)
+    axis.margins(y=0.1)
     axis.invert_yaxis()
     axis.figure.legend(loc="outside upper center", ncols=2)
