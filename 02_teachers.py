@@ -7,7 +7,7 @@
 Reads   artifacts/data
 Writes  artifacts/teachers/{recogniser,evaluator,scaled}-<source>-s<seed>
         artifacts/teachers/{recogniser,scaled}-pooled-s<seed>   of all sources' labels together, or
-                                                                pooled-without-<target>: a source
+                    pooled-without-<target>, where a target is a source, too
         artifacts/weights/<target>/           of the sources, Eqs. (3) and (4)
         artifacts/logits/<target>/<teacher>/  logits or vectors of every word of the target
 

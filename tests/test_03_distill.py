@@ -44,13 +44,9 @@ def batch():
     return made
 
 
-def tau_of(method):
-    return method.tau if method.loss == "kl" else 1.0
-
-
 def loss_of(batch, method):
     """A method's loss and terms on a batch, always of the same pairs."""
-    p = distill.mixture(batch.logits, batch.w, tau_of(method))
+    p = distill.mixture(batch.logits, batch.w, method.tau)
     evaluators = batch.v, batch.w, batch.kappas
     given = batch.student, batch.h, p, evaluators, method
     return distill.student_loss(*given, random.Random(3))
@@ -190,7 +186,7 @@ def plain_recognition(method, student, teacher):
 
 def plain_terms(method, b, pairs):
     """The loss of a student and its terms, by loops over lists."""
-    p = plain_mixture(b["logits"], b["w"], tau_of(method))
+    p = plain_mixture(b["logits"], b["w"], method.tau)
     e = [plain_recognition(method, z, said) for z, said in zip(b["student"], p)]
     found = {"loss": mean(e), "recognition": mean(e)}
     if not method.pairs:
@@ -226,7 +222,7 @@ def test_the_loss_of_every_method_equals_a_plain_loop(batch, name, lam):
     assert METHODS[name].lam == 0.5  # the default
     method = replace(METHODS[name], lam=lam)
     lists = {key: value.tolist() for key, value in vars(batch).items()}
-    p = distill.mixture(batch.logits, batch.w, tau_of(method))
+    p = distill.mixture(batch.logits, batch.w, method.tau)
     i, j = teachers.draw_pairs(p.argmax(-1), random.Random(3))
     expected = plain_terms(method, lists, zip(i.tolist(), j.tolist()))
     batch.student.requires_grad_()
@@ -243,7 +239,7 @@ def test_the_loss_of_every_method_equals_a_plain_loop(batch, name, lam):
 
 @every_method
 def test_a_student_that_is_its_one_teacher_has_no_loss_and_no_gradient(batch, name):
-    tau = tau_of(METHODS[name])
+    tau = METHODS[name].tau
     choose(batch, 0)
     batch.w = torch.ones(1)
     p = distill.mixture(batch.logits, batch.w, tau)

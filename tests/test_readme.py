@@ -38,6 +38,9 @@ def test_the_answer_is_that_of_the_committed_files():
     for system, said in (("ensemble", "four teachers has"), ("direct-pooled", "together")):
         row = gain(system, "direct-en", "african").loc["mean-fixed"]
         assert f"{said} {row.delta_f1:.1f} more" in WORDS
+    for system in ("tsl-sim", "mtmt-scaled"):
+        lost = gain(system, "direct-en", "african").delta_f1["sna"]
+        assert f"(Shona) both lose {-lost:.1f}" in WORDS
     lost = gain("tsl-sim", "direct-en", "conll").delta_f1
     assert f"TSL's by {-lost['mean-fixed']:.1f} F1" in WORDS
 
