@@ -21,15 +21,24 @@ data() {
         --sources $sources --targets $targets --limit-test 500 "$@"
 }
 
-# stages 3 and 4 for the targets that have no counts yet
+# stages 3 and 4 for the targets that have no counts yet: artifacts NAME, targets, methods, more flags of stage 3
 students() {
     local name=$1 targets=$2 methods=$3
+    shift 3
     for target in $targets; do
         local file="$measured/$part-s$seed-$target"
         [ -e "$file.safetensors" ] && continue
-        python 03_distill.py --artifacts "$out/$name" --seeds "$seed" --targets "$target" --logits-only --methods $methods
+        python 03_distill.py --artifacts "$out/$name" --seeds "$seed" --targets "$target" --logits-only --methods $methods "$@"
         keep "$name" "$target" "$file"
     done
+}
+
+# artifacts NAME of the parts before, without their students, as NAME-long
+without_students() {
+    if [ ! -e "$out/$1-long" ]; then
+        mkdir "$out/$1-long"
+        cp -r "$out/$1/"{data,gold,teachers,weights,logits} "$out/$1-long"
+    fi
 }
 
 # of what stage 4 counted, the part of one target and run
@@ -89,6 +98,14 @@ african | african-old) # seven targets and five more, four sources
     teach african "recogniser scaled" "en swa hau yor" "$targets"
     teach african recogniser pooled "$targets"
     students african "$targets" "tsl-sim mtmt-scaled"
+    ;;
+conll-long) # after the part conll: as many passes as TSL's own students have, 25,000
+    without_students conll
+    students conll-long "nl de es" "tsl-en tsl-sim mtmt-en mtmt-scaled" --steps 1566
+    ;;
+african-long) # after the part african: the same for the two targets whose tsl-sim has a fidelity under 80 there
+    without_students african
+    students african-long "mos bbj" "tsl-sim" --steps 1566
     ;;
 african-more) # more systems on the seven, after the part african
     python 02_teachers.py --artifacts "$out/african" --seeds "$seed" --targets $new
