@@ -103,9 +103,9 @@ conll-long) # after the part conll: as many passes as TSL's own students have, 2
     without_students conll
     students conll-long "nl de es" "tsl-en tsl-sim mtmt-en mtmt-scaled" --steps 1566
     ;;
-african-long) # after the part african: the same for the two targets whose tsl-sim has a fidelity under 80 there
+african-long) # after the part african: the same on the seven
     without_students african
-    students african-long "mos bbj" "tsl-sim" --steps 1566
+    students african-long "$new" "tsl-sim mtmt-scaled" --steps 1566
     ;;
 african-more) # more systems on the seven, after the part african
     python 02_teachers.py --artifacts "$out/african" --seeds "$seed" --targets $new
