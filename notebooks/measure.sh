@@ -103,6 +103,15 @@ conll-long) # after the part conll: as many passes as TSL's own students have, 2
     without_students conll
     students conll-long "nl de es" "tsl-en tsl-sim mtmt-en mtmt-scaled" --steps 1566
     ;;
+conll-text) # after the part conll: 25,000 passes over as much text as TSL has
+    data conll-text "en de es nl" "es nl de" --limit 2000 --limit-text 8000
+    [ -e "$out/conll-text/teachers" ] || cp -r "$out/conll/teachers" "$out/conll-text"
+    for target in nl de es; do
+        teach conll-text recogniser "en de es nl" "$target"
+        teach conll-text evaluator en "$target"
+        students conll-text "$target" "tsl-en tsl-sim mtmt-en" --steps 1566
+    done
+    ;;
 african-long) # after the part african: the same on the seven
     without_students african
     students african-long "$new" "tsl-sim mtmt-scaled" --steps 1566
