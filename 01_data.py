@@ -11,29 +11,26 @@ Writes  artifacts/data/config.json                  sources, targets, tags and e
         artifacts/data/targets/<lang>/{train,test}  windows WITHOUT tags
         artifacts/gold/<lang>/{train,test}          the targets' tags: stage 4 alone opens them
         artifacts/encoder/, artifacts/report.csv    the toy's encoder; what was odd in the text
-
-The first section below, on mistakes and on the pieces of artifacts/, serves all four stages.
 """
 
 import argparse
 import contextlib
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
-import socket
 import sys
 from collections import Counter
 from pathlib import Path
 
 import datasets
+import filelock
 import huggingface_hub
 import pandas as pd
 import torch
 import transformers
-from tokenizers import SentencePieceBPETokenizer, Tokenizer, pre_tokenizers, processors
+from tokenizers import SentencePieceBPETokenizer, pre_tokenizers, processors
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -86,8 +83,8 @@ def parse_args(argv=None):
         p.error("no languages: name --targets and --sources (or --types, if you have no source)")
     if len(args.sources) == 1 and args.sources[0] in args.targets:
         p.error("the only source is a target itself: add another to --sources")
-    limits = [args.limit, args.limit_text, args.limit_test, args.max_length - 7]
-    if any(limit is not None and limit < 1 for limit in limits):
+    limits = [args.limit, args.limit_text, args.limit_test]
+    if args.max_length < 8 or any(limit is not None and limit < 1 for limit in limits):
         p.error("--limit, --limit-text and --limit-test: at least 1; --max-length: at least 8")
     for lang in args.sources:
         if lang in NOT_NAMES or list(args.artifacts.glob(f"logits/*/external-{lang}-s*")):
@@ -121,10 +118,8 @@ def read_record(folder):
 
 
 def inputs(artifacts, *names):
-    """{piece: fingerprint}, for the settings of what is made from these pieces.
-
-    A piece is stale if something that it was made from has another fingerprint now: refused.
-    """
+    """{piece: fingerprint}, for the settings of what is made from these pieces. A piece is stale,
+    and refused, if something that it was made from has another fingerprint now."""
     found = {}
     for name in names:
         record = read_record(artifacts / name)
@@ -142,49 +137,38 @@ def made(folder, settings, overwrite=False):
     if not (folder / "record.json").exists():
         return False
     before = read_record(folder)["settings"]
-    settings = json.loads(json.dumps(settings))
-    if before == settings:
+    settings = json.loads(json.dumps(settings))  # as it gives them back: tuples are lists
+    names = dict(before, **settings)  # of both
+    other = [name for name in names if settings.get(name) != before.get(name)]
+    if not other:
         print(f"  kept  {folder}")
     elif not overwrite:
-        names = dict(before, **settings)  # of both
-        other = [name for name in names if settings.get(name) != before.get(name)]
         remedy = "pass --overwrite to replace it, or another --artifacts"
         stop(f"{folder}: made from other {', '.join(other)}: {remedy}")
-    return before == settings
+    return not other
 
 
 @contextlib.contextmanager
 def writing(folder, settings, **facts):
-    """Fill a piece beside its place, and move it there when it is whole."""
+    """Fill a piece beside its place, and move it there when it is whole; one process at a time."""
     folder = folder.resolve()  # a link stays: what it points to is replaced
-    beside = f".{folder.name}.{socket.gethostname()}"
-    for leftover in folder.parent.glob(f"{beside}.*.partial"):
-        pid = int(leftover.suffixes[-2][1:])
-        if pid == os.getpid() or not is_running(pid):  # a number may come again
-            shutil.rmtree(leftover, ignore_errors=True)
-    partial = folder.with_name(f"{beside}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        record = {"settings": settings, "facts": facts}
-        record["fingerprint"] = fingerprint([settings, file_hashes(partial)])
-        (partial / "record.json").write_text(json.dumps(record, indent=1))
-        if not made(folder, settings, overwrite=True):  # else another process was first
-            (folder / "record.json").unlink(missing_ok=True)  # what a kill leaves counts as absent
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-            print(f"  wrote {folder.parent.name}/{folder.name}")
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def is_running(pid):
-    """Does a process of this machine have that number?"""
-    try:
-        os.kill(pid, 0)  # sends nothing
-    except OSError as error:
-        return isinstance(error, PermissionError)  # somebody else's
-    return True
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        partial.mkdir()
+        try:
+            yield partial
+            record = {"settings": settings, "facts": facts}
+            record["fingerprint"] = fingerprint([settings, file_hashes(partial)])
+            (partial / "record.json").write_text(json.dumps(record, indent=1))
+            if not made(folder, settings, overwrite=True):  # else another process was first
+                (folder / "record.json").unlink(missing_ok=True)  # killed here, it counts as absent
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+                print(f"  wrote {folder.parent.name}/{folder.name}")
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def fingerprint(thing):
@@ -223,8 +207,7 @@ def load(auto_class, folder, **options):
 def load_model(auto_class, folder, new=None, **options):
     """A model in fp32. Weights that its files lack would be drawn at random, and the library only
     warns: refused, but for those whose names match `new`; so is what is not finite."""
-    options.update(dtype=torch.float32, output_loading_info=True)
-    model, info = load(auto_class, folder, **options)
+    model, info = load(auto_class, folder, dtype=torch.float32, output_loading_info=True, **options)
     lacking = sorted(x for x in info["missing_keys"] if new is None or not re.match(new, x))
     if lacking:
         what = f"{len(lacking)} weights are not in its files ({', '.join(lacking[:3])})"
@@ -242,24 +225,23 @@ SOUND_CHANGES = {  # pkw>fxv: p becomes f, k becomes x, w becomes v
     "qa": "pkw>fxv", "qaa": "e>i", "qab": "dz>tc", "qac": "x>h",
     "qb": "bgsu>vhzo", "qba": "r>l", "qbb": "m>n", "qbc": "zo>ca",
 }
-LEXICON = """
-noun 60, verb 20, adjective 20, title 4, in 2, from 2, company 5, meet 4, the 2, first 60, last 60,
-town 60, brand 50
-"""  # how many words each class has
+LEXICON = {  # how many words each class has
+    "noun": 60, "verb": 20, "adjective": 20, "title": 4, "in": 2, "from": 2, "company": 5,
+    "meet": 4, "the": 2, "first": 60, "last": 60, "town": 60, "brand": 50,
+}
 # Capitals are rules, lower case is a word of that class, TYPE:class+class a name; twice is twice as
 # likely. Of last names and towns only the neighbours tell the type: both name other things, too.
-GRAMMAR = """
-SENTENCE = WHO ACT
-WHO      = THING | PERSON | PERSON | FIRM
-ACT      = DEED | DEED PLACE
-DEED     = verb THING | verb FIRM | meet PERSON
-THING    = the noun | the noun | the adjective noun
-PERSON   = title NAME | title NAME | NAME
-NAME     = PER:first+last | PER:first+last | PER:first | PER:last
-PLACE    = in LOC:town | in LOC:town | in LOC:town | in LOC:last
-FIRM     = company ORG:brand | company ORG:town | from ORG:brand | from ORG:last
-"""
-RULES = dict(re.findall(r"(\w+) += (.*)", GRAMMAR))
+GRAMMAR = {
+    "SENTENCE": "WHO ACT",
+    "WHO": "THING | PERSON | PERSON | FIRM",
+    "ACT": "DEED | DEED PLACE",
+    "DEED": "verb THING | verb FIRM | meet PERSON",
+    "THING": "the noun | the noun | the adjective noun",
+    "PERSON": "title NAME | title NAME | NAME",
+    "NAME": "PER:first+last | PER:first+last | PER:first | PER:last",
+    "PLACE": "in LOC:town | in LOC:town | in LOC:town | in LOC:last",
+    "FIRM": "company ORG:brand | company ORG:town | from ORG:brand | from ORG:last",
+}
 TOY_SENTENCES = {"train": 600, "dev": 100, "test": 300}
 
 
@@ -272,9 +254,7 @@ def toy_word(rng):
 def toy_lexicon(lang, seed):
     """{class: [word]} of a daughter language: proto-words, replaced in part, then sound changes."""
     rng = random.Random(f"proto {seed}")
-    lexicon = {}
-    for name, size in re.findall(r"(\w+) (\d+)", LEXICON):
-        lexicon[name] = [toy_word(rng) for _ in range(int(size))]
+    lexicon = {name: [toy_word(rng) for _ in range(size)] for name, size in LEXICON.items()}
     for name, share in ((lang[:2], 0.3), (lang, 0.1)):  # of words new in a family, then in itself
         rng = random.Random(f"{name} {seed}")
         change = str.maketrans(*SOUND_CHANGES[name].split(">"))
@@ -288,8 +268,8 @@ def toy_lexicon(lang, seed):
 
 def toy_phrase(symbol, lexicon, rng, head_last):
     """Expand one symbol of the grammar into [(word, tag)]."""
-    if symbol in RULES:
-        symbols = rng.choice(RULES[symbol].split(" | ")).split()
+    if symbol in GRAMMAR:
+        symbols = rng.choice(GRAMMAR[symbol].split(" | ")).split()
         parts = [toy_phrase(part, lexicon, rng, head_last) for part in symbols]
         if head_last and symbol != "SENTENCE":
             parts.reverse()
@@ -331,8 +311,9 @@ NO_TAGS = {  # what a cell of the last column may look like instead, and what to
     r"[A-Z][A-Z_]+": "no IOB tag: B- and I- are missing, as in B-PER I-PER",
     rf"(?!{TAG}$).*": "no IOB or IOBES tag (O, B-PER): put one into the last column",
 }
+TAGGED = r".+?(\\t|[\W\d_]{1,2})(O|[BIESLUM]-[\w.-]+)"  # word/B-PER
 NO_WORDS = {  # what more than half of the words may look like, and what to do about it
-    r".+?(\\t|[\W\d_]{1,2})(O|[BIESLUM]-[\w.-]+)": "tags inside the words: put a tab between them",
+    TAGGED: "tags inside the words: put a tab between them",
     r"[a-z]{2,3}(-[a-z]+)*:.+": "a language before every word: take it off",
     r".+,": "a comma behind every word: part columns by tabs",
 }
@@ -350,11 +331,10 @@ def read_lines(path):
     """The lines of a UTF-8 file, and a Counter of byte order marks and foreign line ends."""
     if not path.is_file():
         stop(f"{path}: no such file (a target may have raw text instead, in text.txt)")
-    raw = path.read_bytes()
     try:
-        text = raw.decode("utf-8")
+        text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         stop(f"{path}:{line}: not UTF-8: convert the file, for example with iconv")
     lines = re.split(r"\r*\n|\r", text)  # \r\r\n is one line end, too
     counts = Counter(crlf=text.count("\r"), bom=sum(line[:1] == "\ufeff" for line in lines))
@@ -407,7 +387,7 @@ def read_conll(path):
 
 
 def check_columns(path, sentences, no_word):
-    """Refuse columns that are not what they seem, where nearly all of their cells say so.
+    """Refuse columns that are not what they seem, where most of their cells say so.
 
     sentences: [[[word, ..., tag], ...], ...]; no_word: how many lines had no word
     """
@@ -439,7 +419,7 @@ def read_raw_text(path):
     if not lines:
         stop(f"{path}: no sentences in it: put one on each line")
     tokens = [token for line in lines for token in line.split()]
-    if share(list(NO_WORDS)[0], tokens) > 0.5 or share(rf"\S+\s(.*\s)?{TAG}", lines) > 0.5:
+    if share(TAGGED, tokens) > 0.5 or share(rf"\S+\s(.*\s)?{TAG}", lines) > 0.5:
         stop(f"{path}: words with tags, no raw text: name it train.txt, a tab before each tag")
     splitter = pre_tokenizers.BertPreTokenizer()
     lines = [[word for word, _ in splitter.pre_tokenize_str(line)] for line in lines]
@@ -452,15 +432,18 @@ def read_folder(folder, lang, splits):
     if Path(lang).name != lang or not (folder / lang).is_dir():
         stop(f"{folder}/{lang}: no such folder: --data-dir needs DIR/<lang>/train.txt")
     raw = folder / lang / "text.txt"
+    is_target = "test" in splits
     corpus = {}
     for split in splits:
         path = folder / lang / f"{split}.txt"
-        if "test" in splits and split == "train" and raw.is_file():
-            path = raw
-        if split == "test" and not path.is_file() and corpus["train"][0][0][1] is None:
+        if is_target and split == "train" and raw.is_file():
+            corpus[split] = read_raw_text(raw)
+        elif split == "test" and not path.is_file() and corpus["train"][0][0][1] is None:
             corpus[split] = corpus["train"]
         else:
-            corpus[split] = read_raw_text(path) if path == raw else read_conll(path)
+            corpus[split] = read_conll(path)
+        if corpus[split][0][0][1] is None and not is_target:
+            stop(f"{path}: no tags in a source: only targets may have none")
     return corpus
 
 
@@ -529,13 +512,9 @@ def to_iob2(tags):
     converted = []
     open_type = None
     for tag in tags:
-        kind = tag[2:] or None
-        if kind is None:
-            converted.append("O")
-        elif tag[0] in "BSU" or kind != open_type:
-            converted.append(f"B-{kind}")
-        else:
-            converted.append(f"I-{kind}")
+        kind = tag[2:]
+        prefix = "B" if tag[0] in "BSU" or kind != open_type else "I"
+        converted.append(f"{prefix}-{kind}" if kind else "O")
         open_type = None if tag[0] in "ESLU" else kind
     return converted
 
@@ -544,13 +523,9 @@ def shared_types(sources, wanted):
     """The entity types a student will know, by the sources' training tags alone."""
     found = {}
     for lang, corpus in sources.items():
-        for split, (sentences, _) in corpus.items():
-            if sentences[0][1] is None:
-                stop(f"source {lang}: no tags in its {split} split: only targets may have none")
         found[lang] = {tag[2:] for _, tags in corpus["train"][0] for tag in tags if tag != "O"}
-    shared = set.intersection(*found.values()) if found else set(wanted)
-    types = sorted(set(wanted or shared))
-    if not types or not set(types) <= shared:
+    types = sorted(wanted or set.intersection(*found.values()))
+    if not types or not all(set(types) <= known for known in found.values()):
         stop(f"entity types {types} are not in all sources {found}: choose other sources, --types")
     return types
 
@@ -562,13 +537,12 @@ def harmonise(sentences, types, place):
     for words, tags in sentences:
         iob2 = to_iob2(tags)
         counts["converted"] += sum(a != b for a, b in zip(tags, iob2))
-        counts.update(tag[2:] for tag in iob2 if tag[0] == "B")
+        for kind in [tag[2:] for tag in iob2 if tag[0] == "B"]:
+            counts[kind if kind in types else f"{kind} dropped"] += 1
         changed.append((words, [tag if tag[2:] in types else "O" for tag in iob2]))
-    others = [kind for kind in counts if kind not in types and kind != "converted"]
-    if others and not any(counts[kind] for kind in types):
-        stop(f"{place}: its types {sorted(others)} are none of {types}: see --types")
-    for kind in others:
-        counts[f"{kind} dropped"] = counts.pop(kind)
+    dropped = [kind for kind in counts if kind.endswith(" dropped")]
+    if dropped and not any(counts[kind] for kind in types):
+        stop(f"{place}: none of its types is one of {types} ({', '.join(dropped)}): see --types")
     return changed, counts
 
 
@@ -582,12 +556,8 @@ def load_tokenizer(encoder):
     may_be_missing = {"_raise_exceptions_for_missing_entries": False}
     path = transformers.utils.cached_file(encoder, "tokenizer.json", **may_be_missing)
     if path is not None:
-        stored = Tokenizer.from_file(path)
-        stored.no_truncation()
-        stored.no_padding()
-        for name, token in tokenizer.special_tokens_map.items():
-            options[name] = str(token)
-        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=stored, **options)
+        options.update(tokenizer.special_tokens_map, tokenizer_file=path)
+        tokenizer = transformers.PreTrainedTokenizerFast(**options)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         stop(f"--encoder {encoder}: its tokenizer has no words: is its vocabulary file there?")
     try:
@@ -609,14 +579,10 @@ def check_encoder(encoder, tokenizer, max_length):
     if len(tokenizer) > rows:
         what = f"its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows"
         stop(f"--encoder {encoder}: {what}: call resize_token_embeddings and save it again")
-    word = min(set(range(rows)) - set(tokenizer.all_special_ids))
-    length = max_length
-    while length > 0:
-        try:
-            model(torch.full((1, length), word))
+    for length in range(max_length, 0, -1):
+        with contextlib.suppress(IndexError, RuntimeError):  # it has fewer positions
+            model(torch.full((1, length), tokenizer.unk_token_id))
             break
-        except (IndexError, RuntimeError):  # it has fewer positions
-            length -= 1
     if length < max_length:
         stop(f"--max-length {max_length}: the encoder reads {length} sub-tokens at most")
 
@@ -633,9 +599,7 @@ def split_words(words, tokenizer):
     pieces = [[] for _ in words]
     for piece, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"]):
         number = owner[min(max(start + 1, end), len(text))]  # by its last character
-        if piece in special:
-            piece = tokenizer.unk_token_id
-        pieces[number].append(piece)
+        pieces[number].append(tokenizer.unk_token_id if piece in special else piece)
     return pieces
 
 
@@ -702,9 +666,6 @@ def encode(sentences, tokenizer, max_length, tags=None):
 # ------------------------------------------------------------------------ the toy's tiny encoder
 
 TINY = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256)
-TINY_VOCABULARY = 2000
-TINY_EPOCHS = 5  # enough for the toy, in some 15 s on a CPU
-TINY_LR = 1e-3
 
 
 def train_tokenizer(texts, size):
@@ -713,27 +674,24 @@ def train_tokenizer(texts, size):
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = SentencePieceBPETokenizer(unk_token="[UNK]")
     text = (" ".join(words) for words in texts)
-    options = {"special_tokens": special, "limit_alphabet": 1000, "show_progress": False}
-    tokenizer.train_from_iterator(text, size, **options)
-    ends = [("[CLS]", 2), ("[SEP]", 3)]
-    frame = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
-    tokenizer.post_processor = frame
+    tokenizer.train_from_iterator(text, size, special_tokens=special, show_progress=False)
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     names = ["pad_token", "unk_token", "cls_token", "sep_token", "mask_token"]
-    options = dict(zip(names, special), model_max_length=512)
+    options = dict(zip(names, special))
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, **options)
 
 
 def pretrain(texts, seed, device):
     """A small BERT by masked language modelling (Devlin et al. 2019) of all languages' text."""
     torch.manual_seed(seed)
-    tokenizer = train_tokenizer(texts, TINY_VOCABULARY)
+    tokenizer = train_tokenizer(texts, 2000)
     config = transformers.BertConfig(vocab_size=len(tokenizer), **TINY)
     model = transformers.BertForMaskedLM(config).to(device)
     rows = [tokenizer(" ".join(words), truncation=True, max_length=128) for words in texts]
     mask = transformers.DataCollatorForLanguageModeling(tokenizer)  # 15 % of the sub-tokens
     loader = torch.utils.data.DataLoader(rows, 32, shuffle=True, collate_fn=mask)
-    adamw = torch.optim.AdamW(model.parameters(), TINY_LR, fused=True)
-    for _ in range(TINY_EPOCHS):
+    adamw = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
+    for _ in range(5):  # enough for the toy, in some 15 s on a CPU
         for batch in loader:
             model(**batch.to(device)).loss.backward()
             adamw.step()

@@ -81,7 +81,8 @@ def refused(script, artifacts, *flags, says=()):
 
 
 def files(folder):
-    return sorted(str(x.relative_to(folder)) for x in folder.rglob("*") if not x.is_dir())
+    found = [x for x in folder.rglob("*") if not x.is_dir() and x.suffix != ".lock"]
+    return sorted(str(x.relative_to(folder)) for x in found)
 
 
 def bits(folder, *patterns):

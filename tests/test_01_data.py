@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import threading
 import time
 from collections import Counter
 
@@ -681,18 +682,24 @@ def test_a_piece_that_fails_leaves_nothing_and_what_it_was_to_replace(tmp_path, 
 
 
 def test_what_a_killed_process_left_is_no_piece_and_goes_when_that_is_made_again(tmp_path):
-    """In a container, a process may have the number of the one that was killed."""
-    with data.writing(tmp_path / "y", {}) as partial:
-        mine = partial.name.replace(".y.", ".x.")
-    dead, living = (mine.replace(f"{os.getpid()}.", f"{n}.") for n in (99_999_999, os.getppid()))
-    for name in ("x", mine, dead, living):
+    for name in ("x", ".x.partial"):
         (tmp_path / name).mkdir()  # x was being replaced: its record goes first
         (tmp_path / name / "half").write_text("")
     assert not data.made(tmp_path / "x", {})
     assert "missing or incomplete" in stopped(data.inputs, tmp_path, "x")
     piece(tmp_path / "x", "whole")
-    assert files(tmp_path / "x") == ["record.json", "word"]
-    assert sorted(os.listdir(tmp_path)) == sorted([living, "x", "y"])
+    assert files(tmp_path) == ["x/record.json", "x/word"]
+
+
+def test_of_two_that_make_one_piece_the_second_waits_and_keeps_what_the_first_made(tmp_path):
+    with data.writing(tmp_path / "x", {}) as partial:
+        second = threading.Thread(target=piece, args=(tmp_path / "x", "second"))
+        second.start()
+        time.sleep(0.2)
+        assert second.is_alive() and os.listdir(partial) == []
+        (partial / "word").write_text("first")
+    second.join()
+    assert (tmp_path / "x/word").read_text() == "first"
 
 
 def test_a_linked_piece_is_replaced_behind_its_link(tmp_path):
@@ -701,7 +708,7 @@ def test_a_linked_piece_is_replaced_behind_its_link(tmp_path):
     link.symlink_to(tmp_path / "elsewhere")
     piece(link, "new", overwrite=True, size=2)
     assert link.is_symlink() and (tmp_path / "elsewhere/word").read_text() == "new"
-    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "x"]
+    assert files(tmp_path) == ["elsewhere/record.json", "elsewhere/word"]
 
 
 def test_a_piece_is_stale_where_one_below_it_has_other_bits_at_any_depth(tmp_path):
