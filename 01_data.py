@@ -152,9 +152,10 @@ def made(folder, settings, overwrite=False):
 def writing(folder, settings, **facts):
     """Fill a piece beside its place, and move it there when it is whole; one process at a time."""
     folder = folder.resolve()  # a link stays: what it points to is replaced
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    locks = folder.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
-    with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
+    with filelock.FileLock(locks / folder.name):
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         partial.mkdir()
         try:

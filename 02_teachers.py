@@ -37,10 +37,10 @@ from tqdm import tqdm
 
 data = importlib.import_module("01_data")  # a leading digit forbids a plain import
 
-RECIPES = {  # by width of the encoder; so many epochs, but at least so many steps
-    "base": {"lr": 5e-5, "epochs": 3, "steps": 100, "batch_size": 32, "freeze": 3},  # TSL, Sec. 4.1
-    "small": {"lr": 1.5e-4, "epochs": 6, "steps": 750, "batch_size": 16, "freeze": 3},  # source dev
-    "tiny": {"lr": 2e-3, "epochs": 4, "steps": 100, "batch_size": 16, "freeze": 0},
+RECIPES = {  # by the least width of the encoder; so many epochs, but at least so many steps
+    512: {"lr": 5e-5, "epochs": 3, "steps": 100, "batch_size": 32, "freeze": 3},  # TSL, Sec. 4.1
+    256: {"lr": 1.5e-4, "epochs": 6, "steps": 750, "batch_size": 16, "freeze": 3},  # by source dev
+    0: {"lr": 2e-3, "epochs": 4, "steps": 100, "batch_size": 16, "freeze": 0},
 }
 NEW_HEAD = ".*(classifier|score|head|pooler)"  # what an encoder has no weights for
 SIMILARITY = {"rank": 64, "epochs": 10, "ridge": 0.01}  # TSL, Sec. 3.3
@@ -76,7 +76,7 @@ def read_config(artifacts):
         torch.set_num_threads(1)  # as fast for a tiny model, and the same bits everywhere
     same_text = data.inputs(artifacts, *config["pieces"]) == config["pieces"]
     if not same_text or data.encoder_fingerprint(config["encoder"]) != config["encoder_files"]:
-        what = "the text or the encoder is another than stage 1 read"
+        what = "text or encoder is another than stage 1 read"
         data.stop(f"{artifacts}/data: {what}: run python 01_data.py --overwrite")
     return config
 
@@ -104,21 +104,20 @@ def by_sentence(ids, tags, sentences):
     return [part.tolist() for part in np.split(np.array(tags)[np.asarray(ids)], cuts)]
 
 
-def check_languages(config, sources, targets):
-    """Refuse what stage 1 was not told of."""
-    pieces = [f"data/sources/{x}" for x in sources] + [f"data/targets/{x}" for x in targets]
-    unknown = [piece for piece in pieces if piece not in config["pieces"]]
-    if unknown:
-        data.stop(f"{unknown[0]}: stage 1 made {' '.join(config['pieces'])} only")
+def choose_languages(flag, wanted, known):
+    """The languages that a flag names, or without it all; refused are those that stage 1 was not
+    told of."""
+    for lang in wanted or known:
+        if lang not in known:
+            data.stop(f"{flag} {lang}: stage 1 was told of {' '.join(known)} alone")
+    return wanted or known
 
 
 def choose_recipe(recipes, encoder, args):
     """How to train an encoder of this size, where no flag says otherwise."""
     shape = data.load(transformers.AutoConfig, encoder)
-    size = "tiny"
-    if shape.hidden_size >= 256:
-        size = "base" if shape.hidden_size >= 512 else "small"
-    recipe = dict(recipes[size])
+    width = max(least for least in recipes if least <= shape.hidden_size)
+    recipe = dict(recipes[width])
     recipe["freeze"] = min(recipe["freeze"], shape.num_hidden_layers // 4)
     for name in ("lr", "steps", "batch_size", "freeze"):
         if getattr(args, name) is not None:
@@ -131,8 +130,7 @@ def choose_recipe(recipes, encoder, args):
 # ------------------------------------------------------------------------ a tagger and its batches
 
 def load_tagger(encoder, tags, seed, device, new=None):
-    """An encoder with a linear head over `tags`; the seed fixes a head that is `new`. Evaluators
-    have this head, too, and do not use it."""
+    """An encoder with a linear head over the tags, drawn by the seed where it is `new`."""
     torch.manual_seed(seed)
     options = {"id2label": dict(enumerate(tags))}
     options["label2id"] = {tag: k for k, tag in enumerate(tags)}
@@ -170,7 +168,7 @@ def gpu_dtype():
 
 def autocast(model):
     """Mixed precision where it pays: on GPUs, and for larger models on CPUs with bf16 units."""
-    device = next(model.parameters()).device.type
+    device = model.device.type
     if device == "cuda":
         return torch.autocast(device, gpu_dtype())
     pays = model.config.hidden_size >= 256 and multiplies_bf16()
@@ -178,35 +176,31 @@ def autocast(model):
 
 
 def plan_batches(table, batch_size, rng=None):
-    """Row numbers of each batch, of rows of like length, so that padding is rare. `rng` shuffles
-    rows of equal length, and the batches."""
+    """Row numbers of each batch: rows of like length, so that padding is rare; `rng` shuffles those
+    of equal length."""
     lengths = np.asarray(table["length"])
-    order = np.arange(len(lengths))
-    if rng is not None:
-        order = rng.permutation(order)
+    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
     order = order[np.argsort(lengths[order], kind="stable")]
-    batches = [order[k : k + batch_size] for k in range(0, len(order), batch_size)]
-    if rng is not None:
-        rng.shuffle(batches)
-    return batches
+    return np.split(order, range(batch_size, len(order), batch_size))
 
 
 def plan_steps(table, batch_size, steps, rng):
     """The batches of so many steps: the text is passed over as often as that takes."""
     batches = []
     while len(batches) < steps:
-        batches += plan_batches(table, batch_size, rng)
+        one_pass = plan_batches(table, batch_size, rng)
+        rng.shuffle(one_pass)
+        batches += one_pass
     return batches[:steps]
 
 
 def collate(rows, device):
-    """Pad a batch: input_ids, attention_mask and f (B, T), f True where one of M words begins;
-    words (M,), their numbers in the corpus, on the CPU; tags (M,) if there are any. Padding is
-    masked: any id will do."""
+    """Pad a batch: input_ids, mask (0 at padding) and f (B, T), f True where one of M words begins;
+    words (M,), their numbers in the corpus, on the CPU; tags (M,) if there are any."""
     ids = [torch.tensor(x) for x in rows["input_ids"]]
-    batch = {"input_ids": pad_sequence(ids, batch_first=True)}              # (B, T)
     ones = [torch.ones_like(x) for x in ids]
-    batch["attention_mask"] = pad_sequence(ones, batch_first=True)          # (B, T)
+    batch = {"input_ids": pad_sequence(ids, batch_first=True)}              # (B, T)
+    batch["mask"] = pad_sequence(ones, batch_first=True)                    # (B, T)
     batch["f"] = torch.zeros_like(batch["input_ids"]).bool()                # (B, T)
     words = []
     for row, (first, start) in enumerate(zip(rows["first"], rows["start"])):
@@ -223,11 +217,7 @@ def collate(rows, device):
 def forward_words(model, batch):
     """Last hidden states h (M, H) and logits (M, C) of the scored words, at first sub-tokens."""
     with autocast(model):
-        out = model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            output_hidden_states=True,
-        )
+        out = model(batch["input_ids"], attention_mask=batch["mask"], output_hidden_states=True)
     h = out.hidden_states[-1][batch["f"]]                                   # (M, H)
     logits = out.logits[batch["f"]]                                         # (M, C)
     return h.float(), logits.float()
@@ -253,13 +243,12 @@ def predict_words(model, table, device, vectors=False):
 def optimiser(model, lr, steps):
     """AdamW without decay on biases and LayerNorm; a schedule, 10 % linear warm-up and then linear
     decay (TSL); and a scaler of losses for fp16, which underflows."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim > 1]
-    vectors = [p for p in trained if p.ndim <= 1]
+    matrices = [p for p in model.parameters() if p.ndim > 1]  # frozen ones get no gradient
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr, weight_decay=0.01, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(adamw, int(0.1 * steps), steps)
-    device = trained[0].device.type
+    device = model.device.type
     is_fp16 = device == "cuda" and gpu_dtype() == torch.float16
     return adamw, schedule, torch.amp.GradScaler(device, enabled=is_fp16)
 
@@ -288,7 +277,6 @@ def train(model, table, loss_of, recipe, seed):
     torch.manual_seed(seed)                                                 # of dropout
     shuffle = np.random.default_rng(seed)                                   # of batches
     rng = random.Random(seed)                                               # of pairs
-    device = next(model.parameters()).device.type
     freeze(model, recipe["freeze"])
     table = table.remove_columns("words")  # text is slow to read, and not needed here
     size = recipe["batch_size"]
@@ -297,7 +285,7 @@ def train(model, table, loss_of, recipe, seed):
     losses = []
     model.train()
     for rows in tqdm(plan_steps(table, size, steps, shuffle), leave=False, disable=None):
-        batch = collate(table[rows], device)
+        batch = collate(table[rows], model.device)
         loss = loss_of(model, batch, rng)
         step(loss, model, *training)
         losses.append(loss.detach())
@@ -306,21 +294,19 @@ def train(model, table, loss_of, recipe, seed):
 
 def tag_score(model, table, tags, device):
     """Micro F1 in percent of a recogniser on a tagged table (seqeval, conlleval reading)."""
-    import seqeval.metrics  # late: it takes seconds, and stage 3 does without
+    from seqeval.metrics import f1_score  # late: it takes seconds, and stage 3 does without
     best = predict_words(model, table, device).argmax(-1)                   # (N_words,)
-    classes = sentences_of(table, "tags")
-    gold = by_sentence(list(itertools.chain(*classes)), tags, classes)
-    predicted = by_sentence(best, tags, classes)
-    f1 = seqeval.metrics.f1_score(gold, predicted, zero_division=0)
+    gold = [[tags[k] for k in sentence] for sentence in sentences_of(table, "tags")]
+    f1 = f1_score(gold, by_sentence(best, tags, gold), zero_division=0)
     return {"f1": round(100 * float(f1), 2)}
 
 
 # ------------------------------------------------------------------------ (2) the evaluator
 
 def draw_pairs(classes, rng):
-    """Pairs of words (i, j): the class of i is drawn, each as likely as the next, then a word of
-    it; j is once another word of this class and once a word of another class, drawn in the same
-    way. Among words drawn as they come nearly all would be O (notebook 2).
+    """Pairs of words (i, j): a class is drawn, each as likely as the next, and i among its words;
+    j is once another word of this class and once a word of another class, drawn in the same way.
+    Among words drawn as they come nearly all would be O (notebook 2).
 
     classes (M,)  ->  i, j (P,), P <= 2 M: fewer where a class has one word, or the batch one class
     """
@@ -385,8 +371,8 @@ def sentence_features(encoder, table, device):
     for rows in plan_batches(table, 64):
         batch = collate(table[rows], device)
         with autocast(model):
-            out = model(batch["input_ids"], attention_mask=batch["attention_mask"])
-        mask = batch["attention_mask"].unsqueeze(-1)                        # (B, T, 1)
+            out = model(batch["input_ids"], attention_mask=batch["mask"])
+        mask = batch["mask"].unsqueeze(-1)                                  # (B, T, 1)
         g = (out.last_hidden_state.float() * mask).sum(1) / mask.sum(1)     # (B, H)
         features[rows] = g.cpu()
     return features
@@ -406,10 +392,7 @@ class LanguageSimilarity(torch.nn.Module):
 
 
 def language_loss(model, g, k):
-    """Cross-entropy of (3), and a penalty that keeps the embeddings orthogonal.
-
-    g (B, H), k (B,) sources  ->  scalar
-    """
+    """Cross-entropy of (3) for g (B, H) of sources k (B,); the ridge keeps all mu orthogonal."""
     E = model.mu                                                            # (K, H)
     ridge = (E @ E.T - torch.eye(len(E))).square().sum()
     return F.cross_entropy(model(g), k) + SIMILARITY["ridge"] * ridge
@@ -509,63 +492,59 @@ def train_teacher(args, config, kind, sources, name):
 
 def cache(args, config, kind, target, name):
     """logits/<target>/<name>: what a teacher says of every word of a target."""
-    taught = args.artifacts / f"teachers/{name}"
+    teacher = args.artifacts / f"teachers/{name}"
     settings = data.inputs(args.artifacts, f"teachers/{name}", f"data/targets/{target}")
     folder = args.artifacts / f"logits/{target}/{name}"
     if data.made(folder, settings, args.overwrite):
         return
-    model = load_tagger(taught, config["tags"], 0, args.device)
-    evaluates = kind != "recogniser"
-    rows = {}
-    for split in ["train"] if evaluates else ["train", "test"]:  # no pairs of test words
-        table = load_table(args.artifacts, f"data/targets/{target}/{split}")
-        rows[split] = predict_words(model, table, args.device, vectors=evaluates)
-    kappa = data.read_record(taught)["facts"]["kappa"]
+    model = load_tagger(teacher, config["tags"], 0, args.device)
+    kappa = data.read_record(teacher)["facts"]["kappa"]
+    what = "logits" if kind == "recogniser" else "vectors"
+    splits = ["train", "test"] if kind == "recogniser" else ["train"]  # no pairs of test words
     with data.writing(folder, settings, kappa=kappa) as partial:
-        for split, values in rows.items():
-            what = "vectors" if evaluates else "logits"
+        for split in splits:
+            table = load_table(args.artifacts, f"data/targets/{target}/{split}")
+            values = predict_words(model, table, args.device, vectors=what == "vectors")
             save_file({what: values}, partial / f"{split}.safetensors")
 
 
-def cache_files(args, config, target, teacher, folder):
-    """logits/<target>/external-<teacher>-s<seed>: tagged files as one more recogniser. Their tags
-    become one-hot rows, the same for every seed; a tag that is none of ours counts as O."""
-    rows = {}
-    for split in ("train", "test"):
-        path = Path(folder, target, f"{split}.txt")
-        tagged, _ = data.read_conll(path)
-        table = load_table(args.artifacts, f"data/targets/{target}/{split}")
-        if [words for words, _ in tagged] != sentences_of(table, "words") or not tagged[0][1]:
-            what = f"not the target's words, each with a tag: tag its {split} text as it is"
-            data.stop(f"{path}: {what}")
-        tags = [tag for _, sentence in tagged for tag in data.to_iob2(sentence)]
-        ids = torch.tensor([config["tags"].index(x) if x in config["tags"] else 0 for x in tags])
-        if not ids.any() and set(tags) != {"O"}:
-            data.stop(f"{path}: no tag of it is one of {' '.join(config['tags'])}")
-        one_hot = F.one_hot(ids, len(config["tags"]))
-        rows[split] = 20 * (one_hot - 1).half()  # a logit of -20: never
-    for seed in args.seeds:
-        piece = args.artifacts / f"logits/{target}/external-{teacher}-s{seed}"
-        settings = data.inputs(args.artifacts, f"data/targets/{target}")
-        settings["files"] = data.file_hashes(Path(folder, target))
-        if not data.made(piece, settings, args.overwrite):
-            with data.writing(piece, settings) as partial:
-                for split, values in rows.items():
-                    save_file({"logits": values}, partial / f"{split}.safetensors")
+def cache_files(args, config, target, name, folder):
+    """logits/<target>/<name>: tagged files as one more recogniser. Their tags become one-hot rows;
+    an entity of a type that is none of ours counts as O."""
+    settings = data.inputs(args.artifacts, f"data/targets/{target}")
+    settings["files"] = data.file_hashes(Path(folder, target))
+    piece = args.artifacts / f"logits/{target}/{name}"
+    if data.made(piece, settings, args.overwrite):
+        return
+    types = [tag[2:] for tag in config["tags"] if tag[0] == "B"]
+    with data.writing(piece, settings) as partial:
+        for split in ("train", "test"):
+            path = Path(folder, target, f"{split}.txt")
+            tagged, _ = data.read_conll(path)
+            table = load_table(args.artifacts, f"data/targets/{target}/{split}")
+            if [words for words, _ in tagged] != sentences_of(table, "words") or not tagged[0][1]:
+                what = f"not the target's words, each with a tag: tag its {split} text as it is"
+                data.stop(f"{path}: {what}")
+            tagged, _ = data.harmonise(tagged, types, path)
+            ids = [config["tags"].index(tag) for _, tags in tagged for tag in tags]
+            one_hot = F.one_hot(torch.tensor(ids), len(config["tags"]))
+            logits = 20 * (one_hot - 1).half()  # a logit of -20: never
+            save_file({"logits": logits}, partial / f"{split}.safetensors")
 
 
 def main(args):
     config = read_config(args.artifacts)
     sources = config["sources"]
-    wanted = args.sources or [*sources, "pooled"]
-    targets = args.targets or config["targets"]
+    wanted = choose_languages("--sources", args.sources, [*sources, "pooled"])
+    targets = choose_languages("--targets", args.targets, config["targets"])
     alone = [source for source in wanted if source != "pooled"]
-    check_languages(config, alone, targets)
     for teacher in args.teacher:
         name, _, folder = teacher.partition("=")
         taken = name in sources or name in data.NOT_NAMES
         if taken or not name.isidentifier() or not folder or not Path(folder).is_dir():
             data.stop(f"--teacher {teacher}: give NAME=DIR, a NAME of letters that is not taken")
+        for target, seed in itertools.product(targets, args.seeds):
+            cache_files(args, config, target, f"external-{name}-s{seed}", folder)
     kinds = ["recogniser", "evaluator"]
     if args.scaled:
         kinds.append("scaled")
@@ -584,9 +563,6 @@ def main(args):
                 cache(args, config, kind, target, name)
     if sources:
         weigh_sources(args, config, targets)
-    for teacher, target in itertools.product(args.teacher, targets):
-        name, _, folder = teacher.partition("=")
-        cache_files(args, config, target, name, folder)
     print(f"stage 2 done: teachers of {' '.join(wanted)}, seeds {args.seeds}")
 
 

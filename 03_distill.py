@@ -5,8 +5,8 @@
 
 Reads   artifacts/data/targets (no tags there), artifacts/logits, artifacts/weights, and the pooled
         recogniser where a student starts from it; never gold
-Writes  artifacts/students/<target>/<method>-s<seed>/  the student, its test logits, log.csv, and
-                                                       tags.safetensors, for fidelity
+Writes  artifacts/students/<target>/<method>-s<seed>/  the student, log.csv, its logits of every
+                                                       word, and the mixture's tags (fidelity)
         artifacts/logits/<target>/ensemble-s<seed>     the teachers' mixture without a student
 
 Equations are numbered as in the README. B sentences, T sub-tokens, C tags, K sources, H hidden
@@ -43,15 +43,14 @@ class Method:
     tau: float = 1.0             # temperature of kl and of the mixture that it learns
     pairs: bool = False          # MTMT: the second task (7) on pairs of words, the weights (8)
     scaled: bool = False         # with pairs: evaluators that learned kappa, and r = p_i . p_j
-    similarity: bool = True      # with pairs: the second task, Eq. (7)
-    lam: float = 0.5             # its weight lambda in Eq. (9), as the released student has it
+    lam: float = 0.0             # with pairs: weight lambda of the second task (7) in Eq. (9)
     alpha: bool = True           # with pairs: the weights of Eq. (8)
     beta: bool = True
     gamma: bool = True
 
 
 TSL = Method()
-MTMT = Method(pairs=True)
+MTMT = Method(pairs=True, lam=0.5)  # lambda as the released student has it
 UNWEIGHTED = replace(MTMT, alpha=False, beta=False, gamma=False)
 METHODS = {  # and tsl-<source>, mtmt-<source>: with one source's teachers alone
     "tsl-avg": replace(TSL, weights="uniform"),
@@ -61,22 +60,22 @@ METHODS = {  # and tsl-<source>, mtmt-<source>: with one source's teachers alone
     "mtmt-noalpha": replace(MTMT, alpha=False),
     "mtmt-nobeta": replace(MTMT, beta=False),
     "mtmt-nogamma": replace(MTMT, gamma=False),
-    "mtmt-nosim": replace(MTMT, similarity=False),
+    "mtmt-nosim": replace(MTMT, lam=0.0),
     "mtmt-scaled": replace(MTMT, scaled=True),
-    "mtmt-scaled-nosim": replace(MTMT, scaled=True, similarity=False),  # the bits of mtmt-nosim
+    "mtmt-scaled-nosim": replace(MTMT, scaled=True, lam=0.0),  # the bits of mtmt-nosim
     "self-pooled": replace(TSL, pooled=True, loss="kl", tau=2.0),
     "mtmt-pooled": replace(UNWEIGHTED, pooled=True, loss="kl", tau=2.0, scaled=True),
 }
 DEFAULTS = ["tsl-sim", "mtmt", "self-pooled", "mtmt-pooled"]
-RECIPES = {  # by width of the encoder; base is TSL's student (Wu et al. 2020, Sec. 4.1)
-    "base": {"lr": 1e-4, "steps": 783, "batch_size": 32, "freeze": 3},
-    "small": {"lr": 1.5e-4, "steps": 625, "batch_size": 16, "freeze": 3},  # by fidelity
-    "tiny": {"lr": 3e-3, "steps": 400, "batch_size": 32, "freeze": 0},
+RECIPES = {  # by the least width of the encoder
+    512: {"lr": 1e-4, "steps": 783, "batch_size": 32, "freeze": 3},  # TSL's student, Sec. 4.1
+    256: {"lr": 1.5e-4, "steps": 625, "batch_size": 16, "freeze": 3},  # by fidelity
+    0: {"lr": 3e-3, "steps": 400, "batch_size": 32, "freeze": 0},
 }
 STARTED = {  # of students that start from the pooled recogniser, which has been trained already
-    "base": {"lr": 5e-5, "steps": 783, "batch_size": 32, "freeze": 3},
-    "small": {"lr": 1e-4, "steps": 625, "batch_size": 16, "freeze": 3},
-    "tiny": {"lr": 1e-3, "steps": 60, "batch_size": 32, "freeze": 0},
+    512: dict(RECIPES[512], lr=5e-5),
+    256: dict(RECIPES[256], lr=1e-4),
+    0: dict(RECIPES[0], lr=1e-3, steps=60),
 }
 
 
@@ -107,19 +106,14 @@ def parse_args(argv=None):
 # ------------------------------------------------------------------------ what the teachers say
 
 def mixture(teacher_logits, weights, tau=1.0):
-    """Eq. (5): p = sum_k w_k softmax(z_k / tau).
-
-    teacher_logits (K, M, C), weights (K,)  ->  (M, C)
-    """
+    """Eq. (5): p = sum_k w_k softmax(z_k / tau).  (K, M, C), (K,)  ->  (M, C)"""
     probs = torch.softmax(teacher_logits.float() / tau, dim=-1)             # (K, M, C)
     return torch.einsum("kmc,k->mc", probs, weights)
 
 
 def teacher_similarity(vectors, weights, kappas, i, j):
     """t_ij = sum_k w_k sigmoid(kappa_k cos(v_i^k, v_j^k)), Eq. (7); as published kappa = 1.
-
-    unit vectors (K, M, H), weights and kappas (K,), i, j (P,)  ->  (P,)
-    """
+    Unit vectors (K, M, H), weights and kappas (K,), i, j (P,)  ->  (P,)"""
     v_i = vectors[:, i].float()                                             # (K, P, H)
     v_j = vectors[:, j].float()
     cos = (v_i * v_j).sum(-1)                                               # (K, P)
@@ -142,21 +136,21 @@ def find_teachers(args, config, target, name, seed):
     sources = [source for source in config["sources"] if source != target]
     external = external_teachers(args.artifacts, target)
     method, sources, external = choose_method(name, sources, external)
-    if not sources and (method.pairs or method.pooled):
-        data.stop(f"--methods {name}: it needs labelled sources: try tsl-sim, or tsl-<teacher>")
+    if not sources and (method.pairs or method.pooled or not external):
+        data.stop(f"--methods {name}: {target} has no teacher for it: see 02_teachers.py --teacher")
     if method.pooled:
         sources = [teachers.pooled_name(config, target)]
         external = []
     K = len(sources)
     E = len(external)
-    w = torch.ones(K) / max(1, K)
+    w = torch.ones(K) / max(1, K)  # there may be teachers from elsewhere alone
     if method.weights == "similarity" and K > 1:
         data.inputs(args.artifacts, f"weights/{target}")
         a = load_file(args.artifacts / f"weights/{target}/sentences.safetensors")
         if set(a) != set(sources):
             data.stop(f"weights/{target}: of other sources: run 02_teachers.py --overwrite")
         w = torch.stack([a[source] for source in sources]).mean(1)          # w of Eq. (4)
-    weights = torch.cat([K * w, torch.ones(E)]) / max(1, K + E)             # w shares K parts
+    weights = torch.cat([K * w, torch.ones(E)]) / (K + E)                   # w shares K parts
     recognisers = [f"logits/{target}/recogniser-{source}-s{seed}" for source in sources]
     recognisers += [f"logits/{target}/external-{teacher}-s{seed}" for teacher in external]
     kind = "scaled" if method.scaled else "evaluator"
@@ -167,27 +161,22 @@ def find_teachers(args, config, target, name, seed):
 # ------------------------------------------------------------------------ the student's loss
 
 def squared_error(student_logits, p):
-    """Eq. (6): ||q - p||^2 of every word, summed over the tags; TSL also divides by C.
-
-    (M, C), (M, C)  ->  (M,)"""
+    """Eq. (6): ||q - p||^2 of every word; TSL also divides by C.  (M, C), (M, C)  ->  (M,)"""
     q = torch.softmax(student_logits, dim=-1)                               # (M, C)
     return (q - p).square().sum(-1)
 
 
 def soft_target_loss(student_logits, p, tau):
-    """KL(p || q) of every word at temperature tau, times tau^2 (Hinton et al. 2015, Sec. 2).
-
-    Softening shrinks gradients as 1 / tau^2; the factor undoes it.  (M, C), (M, C)  ->  (M,)
-    """
+    """KL(p || q) of every word at temperature tau, times tau^2, since softening shrinks gradients
+    by that (Hinton et al. 2015, Sec. 2).  (M, C), (M, C)  ->  (M,)"""
     log_q = F.log_softmax(student_logits / tau, dim=-1)                     # (M, C)
     return tau**2 * (torch.xlogy(p, p) - p * log_q).sum(-1)
 
 
 def similarity_loss(h, i, j, t, kappa=1.0):
-    """Eq. (7): BCE(sigmoid(kappa cos(h_i, h_j)), t_ij) of every pair.
-
-    h (M, H), i, j, t (P,)  ->  (P,). It cannot fall under the entropy of t; with kappa = 1 its
-    gradient by the cosine is sigmoid(cos) - t."""
+    """Eq. (7): BCE(sigmoid(kappa cos(h_i, h_j)), t_ij) of every pair. It cannot fall under the
+    entropy of t; its gradient by kappa cos is sigmoid(kappa cos) - t.
+    h (M, H), i, j, t (P,)  ->  (P,)"""
     cos = F.cosine_similarity(h[i], h[j], dim=-1)                           # (P,)
     return F.binary_cross_entropy_with_logits(kappa * cos, t, reduction="none")
 
@@ -209,11 +198,9 @@ def beta(t):
 
 def gamma(p_i, p_j, t, scaled=False):
     """Eq. (8): 1 - |r - t|, do the recognisers (r) and the evaluators (t) agree on a pair?
-
     As published r = sigmoid(cos(p_i, p_j)), in [0.5, 0.7311]. With scaled evaluators t goes from 0
     to 1, and so does r = p_i . p_j, the probability that both words have the same tag.
-    (P, C), (P, C), (P,)  ->  (P,)
-    """
+    (P, C), (P, C), (P,)  ->  (P,)"""
     if scaled:
         r = (p_i * p_j).sum(-1)                                             # (P,)
     else:
@@ -225,8 +212,7 @@ def student_loss(student_logits, h, p, evaluators, method, rng):
     """Eq. (9): (6) over the words, and with pairs (7) over pairs of them, weighted by (8).
 
     student_logits (M, C) and states h (M, H) of the student; p (M, C) of the recognisers; of the
-    evaluators vectors (K, M, H), weights (K,), kappas (K,)  ->  scalar, {term: scalar} for the log
-    """
+    evaluators vectors (K, M, H), weights (K,), kappas (K,)  ->  scalar, {term: scalar} to log"""
     if method.loss == "kl":
         e = soft_target_loss(student_logits, p, method.tau)                 # (M,)
     else:
@@ -241,9 +227,7 @@ def student_loss(student_logits, h, p, evaluators, method, rng):
         a = alpha(p) if method.alpha else torch.ones_like(e)                # (M,)
         b = beta(t) if method.beta else torch.ones_like(t)                  # (P,)
         g = gamma(p[i], p[j], t, method.scaled) if method.gamma else torch.ones_like(t)
-        loss = (a * e).mean()
-        if method.similarity:
-            loss = loss + method.lam * (g * b * bce).mean()
+        loss = (a * e).mean() + method.lam * (g * b * bce).mean()
         terms["similarity"] = (bce - entropy(t)).mean()                     # above its floor
         terms.update(alpha=a.mean(), beta=b.mean(), gamma=g.mean())
     terms["loss"] = loss
@@ -261,11 +245,10 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
     """Distil into `student` from cached teachers alone; returns the terms of every step.
 
     recognisers: logits K x (N_words, C), weights (K,); evaluators: unit vectors K x (N_words, H),
-    weights (K,), kappas (K,)
-    """
+    weights (K,), kappas (K,)"""
     shuffle = np.random.default_rng(seed)                                   # of batches
     rng = random.Random(seed)                                               # of pairs
-    device = next(student.parameters()).device.type
+    device = student.device
     teachers.freeze(student, recipe["freeze"])
     training = teachers.optimiser(student, recipe["lr"], recipe["steps"])
     table = table.remove_columns("words")  # text is slow to read, and not needed here
@@ -278,13 +261,12 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
         batch = teachers.collate(table[rows], device)
         words = batch["words"]                                              # (M,) in the corpus
         z = torch.stack([x[words] for x in logits]).to(device)              # (K, M, C)
-        p = mixture(z, weights, method.tau)                                        # (M, C)
-        said = None
+        p = mixture(z, weights, method.tau)                                 # (M, C)
+        v = None
         if method.pairs:
             v = torch.stack([x[words] for x in vectors]).to(device)         # (K, M, H)
-            said = v, w, kappas
         h, student_logits = teachers.forward_words(student, batch)          # (M, H), (M, C)
-        loss, terms = student_loss(student_logits, h, p, said, method, rng)
+        loss, terms = student_loss(student_logits, h, p, (v, w, kappas), method, rng)
         teachers.step(loss, student, *training)
         log.append({name: x.detach() for name, x in terms.items()})
     return pd.DataFrame([{name: float(x) for name, x in terms.items()} for terms in log])
@@ -295,8 +277,6 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
 def write_ensemble(args, config, target, seed):
     """logits/<target>/ensemble-s<seed>: the mixture (5) of the test words, as log p."""
     _, recognisers, weights, _, _ = find_teachers(args, config, target, "tsl-sim", seed)
-    if not recognisers:
-        data.stop(f"{target} has no teachers: run 02_teachers.py --teacher NAME=DIR")
     if not all((args.artifacts / name).exists() for name in recognisers):
         return  # pooled teachers alone, say
     settings = dict(data.inputs(args.artifacts, *recognisers), weights=weights.tolist())
@@ -312,15 +292,15 @@ def distil(args, config, target, name, seed):
     """Train one student, students/<target>/<method>-s<seed>, unless it is there."""
     if name in (f"tsl-{target}", f"mtmt-{target}") and name not in METHODS:
         return  # no language teaches itself; but a target may be called kl
-    found = find_teachers(args, config, target, name, seed)
-    method, recognisers, weights, evaluators, w = found
-    if args.lam is not None and method.pairs:
+    method, recognisers, weights, evaluators, w = find_teachers(args, config, target, name, seed)
+    if args.lam is not None and method.lam > 0:
         method = replace(method, lam=args.lam)
     start = config["encoder"]
+    recipes = RECIPES
     if method.pooled:  # the student starts from its teacher
         teacher = f"recogniser-{teachers.pooled_name(config, target)}-s{seed}"
         start = args.artifacts / "teachers" / teacher
-    recipes = STARTED if method.pooled else RECIPES
+        recipes = STARTED
     recipe = teachers.choose_recipe(recipes, config["encoder"], args)
     text = f"data/targets/{target}"
     settings = data.inputs(args.artifacts, text, *recognisers, *evaluators)
@@ -347,19 +327,15 @@ def distil(args, config, target, name, seed):
     log.insert(0, "step", log.index + 1)
     log = log.groupby(log.index * 10 // len(log)).mean()  # ten rows of means
     print(f"        {name}-s{seed}: loss {log.loss.iloc[0]:.4f} to {log.loss.iloc[-1]:.4f}")
-    said = {}  # logits of the student, (N_words, C)
-    tags = {}  # for fidelity: what the student says, and the mixture that taught it, (N_words,)
-    for split in ("train", "test"):
-        table = teachers.load_table(args.artifacts, f"{text}/{split}")
-        said[split] = teachers.predict_words(student, table, args.device)
-        z = torch.stack(load_caches(args.artifacts, recognisers, split, "logits"))
-        tags[f"student_{split}"] = said[split].argmax(-1)
-        tags[f"mixture_{split}"] = mixture(z, weights, method.tau).argmax(-1)
     facts = {"seconds": round(time.time() - begun), "device": args.device}
     with data.writing(folder, settings, **facts) as partial:
         log.round(5).to_csv(partial / "log.csv", index=False)
-        save_file({"logits": said["test"]}, partial / "test.safetensors")
-        save_file({name: x.byte() for name, x in tags.items()}, partial / "tags.safetensors")
+        for split in ("train", "test"):
+            table = teachers.load_table(args.artifacts, f"{text}/{split}")
+            said = {"logits": teachers.predict_words(student, table, args.device)}
+            z = torch.stack(load_caches(args.artifacts, recognisers, split, "logits"))
+            said["mixture"] = mixture(z, weights, method.tau).argmax(-1).byte()  # (N_words,) tags
+            save_file(said, partial / f"{split}.safetensors")
         if not args.logits_only:
             student.save_pretrained(partial)
             data.load_tokenizer(config["encoder"]).save_pretrained(partial)
@@ -367,8 +343,7 @@ def distil(args, config, target, name, seed):
 
 def main(args):
     config = teachers.read_config(args.artifacts)
-    targets = args.targets or config["targets"]
-    teachers.check_languages(config, [], targets)
+    targets = teachers.choose_languages("--targets", args.targets, config["targets"])
     for name, target in itertools.product(args.methods, targets):  # refused before any training
         choose_method(name, config["sources"], external_teachers(args.artifacts, target))
     for target, seed in itertools.product(targets, args.seeds):

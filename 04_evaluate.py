@@ -18,10 +18,10 @@ import functools
 import importlib
 import itertools
 import math
+import re
 import signal
 import sys
 import zlib
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -73,40 +73,30 @@ def count(gold, predicted, types):
 def prf(counts):
     """Precision, recall and F1 in percent from counts (..., 3); 0 where there is nothing."""
     correct, predicted, gold = np.moveaxis(np.asarray(counts, dtype=float), -1, 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        f1 = 2 * correct / (predicted + gold)
-        scores = np.stack([correct / predicted, correct / gold, f1], -1)
-    return 100 * np.nan_to_num(scores)
+    below = np.stack([predicted, gold, (predicted + gold) / 2], -1)
+    return 100 * correct[..., None] / np.maximum(below, 0.5)
 
 
 def fidelity(student, mixture):
     """Entity F1 in percent of a student's tags against those of the mixture that taught it, both by
     sentence; it needs no gold. NaN where the mixture names nothing."""
-    pairs = list(zip(entities(student), entities(mixture)))
-    correct = sum(len(s & m) for s, m in pairs)
-    named = sum(len(m) for _, m in pairs)
-    return 200 * correct / (named + sum(len(s) for s, _ in pairs)) if named else math.nan
+    of_student = set(get_entities(student))
+    of_mixture = set(get_entities(mixture))
+    both = len(of_student & of_mixture)
+    return 200 * both / (len(of_student) + len(of_mixture)) if of_mixture else math.nan
 
 
 # ------------------------------------------------------------------------ systems
 
-def find_systems(artifacts, config, target):
+def find_systems(artifacts, target):
     """{(method, seed): the piece with its test logits} of a target."""
-    pooled = teachers.pooled_name(config, target)
     systems = {}
-    for folder in sorted(artifacts.glob(f"*/{target}/[!.]*-s*")):
-        method, _, seed = folder.name.rpartition("-s")
-        kind, _, teacher = method.partition("-")
-        if kind in ("recogniser", "external"):
-            method = "direct-pooled" if teacher == pooled else f"direct-{teacher}"
-        if kind not in ("evaluator", "scaled"):  # these two do not tag
-            systems[method, int(seed)] = str(folder.relative_to(artifacts))
+    for file in sorted(artifacts.glob(f"*/{target}/[!.]*-s*/test.safetensors")):
+        method, _, seed = file.parent.name.rpartition("-s")
+        method = re.sub("^(recogniser|external)-", "direct-", method)
+        method = method.removesuffix(f"-without-{target}")  # of direct-pooled
+        systems[method, int(seed)] = str(file.parent.relative_to(artifacts))
     return systems
-
-
-def types_of(tags):
-    """["LOC", "ORG", ...] of ["O", "B-LOC", "I-LOC", ...]"""
-    return [tag[2:] for tag in tags if tag.startswith("B")]
 
 
 def read_words(artifacts, target, split):
@@ -115,22 +105,23 @@ def read_words(artifacts, target, split):
     return teachers.sentences_of(table, "words")
 
 
-def read_gold(artifacts, target, tags, words):
+def read_gold(artifacts, target, tags):
     """Gold tags by sentence, None where there are none, and what is to be said of them."""
     if not (artifacts / f"gold/{target}/test").exists():
         return None, []
     data.inputs(artifacts, f"gold/{target}")
     table = teachers.load_table(artifacts, f"gold/{target}/test")
+    gold = [[tags[k] for k in sentence] for sentence in teachers.sentences_of(table, "tags")]
     notes = []
-    if len(words) < 30:
+    if len(gold) < 30:
         notes.append(f"{target}: under 30 test sentences, too few for any claim.")
     found = data.read_record(artifacts / f"gold/{target}")["facts"]["entities"]["test"]
     unknown = [f"{x.split()[0]} ({n})" for x, n in found.items() if x.endswith(" dropped")]
     if unknown:
-        absent = " ".join(kind for kind in types_of(tags) if kind not in found)
+        absent = " ".join(tag[2:] for tag in tags if tag[0] == "B" and tag[2:] not in found)
         ours = f"no {absent} in gold; " if absent else ""  # the same under another name?
         notes.append(f"{target}: {ours}types of gold without a counterpart: {', '.join(unknown)}.")
-    return teachers.by_sentence(list(itertools.chain(*table["tags"])), tags, words), notes
+    return gold, notes
 
 
 # ------------------------------------------------------------------------ intervals
@@ -146,7 +137,7 @@ def draw_sentences(target, n):
     """How often each of n sentences is drawn in each resample, (1 + R, n); first, each once."""
     rng = np.random.default_rng(zlib.crc32(target.encode()))
     draws = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)
-    return np.vstack([np.ones(n, dtype=int), draws]).astype(float)
+    return np.vstack([np.ones(n), draws])
 
 
 def interval(d, v_sentences, draw_targets=False):
@@ -159,16 +150,13 @@ def interval(d, v_sentences, draw_targets=False):
     """
     T, S = d.shape
     mean = d.mean()
-    parts = []  # (variance of the mean, its degrees of freedom)
     v_runs = d.mean(0).var(ddof=1) / S if S > 1 else 0.0
-    if S > 1:
-        parts.append((v_runs, S - 1))
+    parts = [(v_runs, max(1, S - 1))]  # (variance of the mean, its degrees of freedom)
     if draw_targets:
-        residual = d - d.mean(0) - d.mean(1, keepdims=True) + mean
         parts.append((d.mean(1).var(ddof=1) / T, T - 1))
-        if S > 1:
-            n = (T - 1) * (S - 1)
-            parts.append((-(residual**2).sum() / n / (T * S), n))  # it is in both of the others
+        residual = d - d.mean(0) - d.mean(1, keepdims=True) + mean
+        n = max(1, (T - 1) * (S - 1))
+        parts.append((-(residual**2).sum() / n / (T * S), n))  # it is in both of the others
     else:
         parts.append((v_sentences, np.inf))
     v = max(v_runs, sum(x for x, _ in parts))
@@ -185,8 +173,7 @@ def interval(d, v_sentences, draw_targets=False):
 def compare(counts, baselines):
     """comparisons.csv: every method less every baseline, on each target and on their mean.
 
-    counts: {(target, method, seed): (N, types, 3)}
-    """
+    counts: {(target, method, seed): (N, types, 3)}"""
     f1 = {}  # {(method, target, seed): (1 + R,)}, the first as observed
     for (target, method, seed), table in counts.items():
         of_all_types = table.sum(1)[None]                                   # (1, N, 3)
@@ -200,30 +187,28 @@ def compare(counts, baselines):
             continue
         d = f1[method] - f1[base]  # a column for each target and run, empty where one has none
         d = d.dropna(axis=1).sort_index(axis=1)
-        targets = d.columns.unique(0)
-        for target in targets:
-            x = d[target].to_numpy()                                        # (1 + R, S)
-            found = interval(x[:1], x[1:].mean(1).var())
-            rows.append([target, method, base, *found, x.shape[1]])
-        T = len(targets)
-        S = d.columns.unique(1).size
-        is_complete = T == n_targets and d.shape[1] == T * S  # all targets, in the same runs
-        if is_complete and T > 1:
-            x = d.to_numpy().reshape(-1, T, S)                              # (1 + R, T, S)
+        parts = {target: d[[target]] for target in d.columns.unique(0)}
+        T = len(parts)
+        is_complete = T == n_targets and d.shape[1] == T * d.columns.unique(1).size
+        if is_complete and T > 1:  # all targets, in the same runs
+            parts["mean-fixed"] = d
+        if is_complete and T > 2:  # two targets say nothing of others
+            parts["mean-resampled"] = d
+        for name, part in parts.items():
+            T = part.columns.unique(0).size
+            x = part.to_numpy().reshape(len(part), T, -1)                   # (1 + R, T, S)
             v = x[1:].mean((1, 2)).var()
-            rows.append(["mean-fixed", method, base, *interval(x[0], v), S])
-            if T > 2:  # two targets say nothing of others
-                found = interval(x[0], v, draw_targets=True)
-                rows.append(["mean-resampled", method, base, *found, S])
+            found = interval(x[0], v, draw_targets=name == "mean-resampled")
+            rows.append([name, method, base, *found, x.shape[2]])
     return pd.DataFrame(rows, columns=COMPARISONS)
 
 
-def choose_direct(sources, counts):
+def choose_direct(sources, results):
     """The direct transfer to compare with: of the source that serves most targets, English first;
     without one direct-NAME, or whatever there is."""
-    n_targets = Counter(method for _, method in {(target, method) for target, method, _ in counts})
+    n_targets = results.groupby("method").target.nunique()
     direct = [f"direct-{x}" for x in ["en", *sources] if f"direct-{x}" in n_targets]
-    return max(direct or sorted(n_targets), key=n_targets.get)
+    return max(direct or n_targets.index, key=n_targets.get)
 
 
 # ------------------------------------------------------------------------ tables and the figure
@@ -271,20 +256,17 @@ def summary(results, fidelities, comparisons, direct):
         cells.append(f"{x.delta_f1:+.1f}{bounds}")
     targets = gains.target.unique()  # the means last
     gains = gains.assign(cell=cells).pivot(index="method", columns="target", values="cell")
-    return "\n\n".join([
-        fenced(table),
-        f"## The question: gain in F1 over direct transfer ({direct})",
+    table = table.to_string(na_rep="")
+    gains = gains[targets].to_string(na_rep="")
+    return (
+        f"```\n{table}\n```\n\n"
+        f"## The question: gain in F1 over direct transfer ({direct})\n\n"
         "In brackets 95 % intervals, by Student's t over whole runs and test sentences. Those of "
         "two runs cover some 87 %; with one run they know its sentences alone, not what another "
         "run would give. A gain is over the runs that both systems have, a mean where all targets "
-        "have the same. mean-fixed: these targets; mean-resampled: others like them.",
-        fenced(gains[targets]),
-    ])
-
-
-def fenced(table):
-    """A DataFrame as text, in Markdown that keeps its columns."""
-    return f"```\n{table.to_string(na_rep='')}\n```"
+        "have the same. mean-fixed: these targets; mean-resampled: others like them.\n\n"
+        f"```\n{gains}\n```"
+    )
 
 
 def draw_gains(comparisons, direct):
@@ -317,43 +299,43 @@ def write_predictions(path, words, tags):
     """One system's tags as a CoNLL file: word, tab, tag."""
     path.parent.mkdir(parents=True, exist_ok=True)
     blocks = []
-    for sentence, sentence_tags in zip(words, tags):
-        lines = [f"{word}\t{tag}\n" for word, tag in zip(sentence, sentence_tags)]
-        blocks.append("".join(lines))
+    for sentence in zip(words, tags):
+        blocks.append("".join(f"{word}\t{tag}\n" for word, tag in zip(*sentence)))
     path.write_text("\n".join(blocks), encoding="utf-8")
 
 
-def score_target(args, tags, target, pieces, folder):
+def score_target(args, tags, types, target, systems, folder):
     """Every system of a target: its tags as CoNLL files under `folder`, and what was counted.
 
       ->  {(target, method, seed): (N, types, 3)}, empty without gold; rows of fidelity.csv; notes
     """
     words = {split: read_words(args.artifacts, target, split) for split in ("train", "test")}
-    gold, notes = read_gold(args.artifacts, target, tags, words["test"])
-    there = entities(gold, args.strict) if gold else []
+    gold, notes = read_gold(args.artifacts, target, tags)
+    gold_entities = entities(gold, args.strict) if gold else []
     counts = {}
     fidelities = []
-    for (method, seed), piece in pieces.items():
+    for (method, seed), piece in systems.items():
         logits = load_file(args.artifacts / piece / "test.safetensors")["logits"]
         predicted = teachers.by_sentence(logits.argmax(-1), tags, words["test"])
         write_predictions(folder / f"{target}/{method}-s{seed}.txt", words["test"], predicted)
         if gold:
             found = entities(predicted, args.strict)
-            counts[target, method, seed] = count(there, found, types_of(tags))
+            counts[target, method, seed] = count(gold_entities, found, types)
         if piece.startswith("students"):
-            ids = load_file(args.artifacts / piece / "tags.safetensors")
             row = [target, method, seed]
             for split in ("test", "train"):
-                student = teachers.by_sentence(ids[f"student_{split}"], tags, words[split])
-                mixture = teachers.by_sentence(ids[f"mixture_{split}"], tags, words[split])
+                said = load_file(args.artifacts / piece / f"{split}.safetensors")
+                student = teachers.by_sentence(said["logits"].argmax(-1), tags, words[split])
+                mixture = teachers.by_sentence(said["mixture"], tags, words[split])
                 row.append(fidelity(student, mixture))
             fidelities.append(row)
     return counts, fidelities, notes
 
 
-def write_tables(folder, counts, fidelities, tags, direct):
+def write_tables(folder, counts, fidelities, types, sources):
     """The files of scores, comparisons and counts, and the figure; returns results.md's tables."""
-    results = score_rows(counts, types_of(tags))
+    results = score_rows(counts, types)
+    direct = choose_direct(sources, results)
     comparisons = compare(counts, dict.fromkeys([direct, *BASELINES]))
     results.round(5).to_csv(folder / "results.csv", index=False)
     comparisons.round(5).to_csv(folder / "comparisons.csv", index=False)
@@ -372,7 +354,8 @@ def main(args):
     notes = [f"F1 in percent, entity level, seqeval, {mode}; mean ± s.d. over runs (seeds)."]
     if config["synthetic"]:
         notes.append("**Invented languages: they show the machinery, nothing of human languages.**")
-    systems = {target: find_systems(args.artifacts, config, target) for target in config["targets"]}
+    types = [tag[2:] for tag in config["tags"] if tag[0] == "B"]
+    systems = {target: find_systems(args.artifacts, target) for target in config["targets"]}
     settings = {"mode": mode}
     for pieces in systems.values():
         settings.update(data.inputs(args.artifacts, *pieces.values()))
@@ -382,15 +365,14 @@ def main(args):
     with data.writing(args.artifacts / "results", settings) as partial:
         for target, pieces in systems.items():
             folder = partial / "predictions"
-            found, rows, odd = score_target(args, config["tags"], target, pieces, folder)
+            found, rows, remarks = score_target(args, config["tags"], types, target, pieces, folder)
             counts.update(found)
             fidelities += rows
-            notes += odd
+            notes += remarks
         fidelities = pd.DataFrame(fidelities, columns=FIDELITY)
         fidelities.round(2).to_csv(partial / "fidelity.csv", index=False)
         if counts:
-            direct = choose_direct(config["sources"], counts)
-            notes.append(write_tables(partial, counts, fidelities, config["tags"], direct))
+            notes.append(write_tables(partial, counts, fidelities, types, config["sources"]))
         else:
             notes.append("No target has gold tags: there are predictions and fidelity alone.")
         text = "\n\n".join(["# Results", *notes])

@@ -74,7 +74,7 @@ def test_a_second_run_of_all_stages_keeps_everything(copied):
 def test_a_students_logits_may_be_all_that_is_kept(copied, toy):
     shutil.rmtree(copied / "students")
     here("03_distill.py", copied, "--methods", *TOY_METHODS, "--logits-only")
-    kept = ["log.csv", "record.json", "tags.safetensors", "test.safetensors"]
+    kept = ["log.csv", "record.json", "test.safetensors", "train.safetensors"]
     assert files(copied / "students/qac/mtmt-s0") == kept
     here("04_evaluate.py", copied)
     assert bits(copied, "results/*.csv") == bits(toy, "results/*.csv")
@@ -95,7 +95,7 @@ distill = importlib.import_module("03_distill")
 save = distill.save_file
 def dies(tensors, path):
     save(tensors, path)
-    if path.name == "tags.safetensors" and ".mtmt-s0" in str(path):
+    if path.name == "train.safetensors" and ".mtmt-s0" in str(path):
         os.kill(os.getpid(), 9)
 distill.save_file = dies
 distill.main(distill.parse_args(sys.argv[1:]))
@@ -108,7 +108,7 @@ def test_a_stage_that_was_killed_goes_on_to_the_bits_of_an_undisturbed_run(copie
     done = subprocess.run([sys.executable, "-c", DIES, *run[2:]], cwd=ROOT, capture_output=True)
     assert done.returncode == -signal.SIGKILL
     finished = list(copied.glob("students/qac/[a-z]*/record.json"))
-    assert len(finished) == 2 and list(copied.glob("students/qac/.mtmt-s0*/tags.safetensors"))
+    assert len(finished) == 2 and list(copied.glob("students/qac/.mtmt-s0*/train.safetensors"))
     said = here("03_distill.py", copied, "--methods", *TOY_METHODS)
     assert len(re.findall("kept .*students", said)) == 2
     assert bits(copied) == bits(toy) and not list(copied.rglob("*.partial"))
@@ -122,7 +122,7 @@ def test_control_c_and_a_full_disk_leave_nothing_half_written(copied, monkeypatc
 
     def stops(tensors, path):
         save(tensors, path)
-        if path.name == "tags.safetensors":
+        if path.name == "train.safetensors":
             raise failure
 
     monkeypatch.setattr(distill, "save_file", stops)
