@@ -4,7 +4,6 @@ and tagged files as one more teacher."""
 import importlib
 import itertools
 import json
-import os
 import random
 import re
 import shutil
@@ -363,24 +362,6 @@ def test_a_teacher_whose_weights_are_not_in_its_file_is_refused(copied):
     shutil.rmtree(copied / "logits/qac/recogniser-qaa-s0")
     says = ["recogniser-qaa-s0", "classifier.bias", "not in its files"]
     refused("02_teachers.py", copied, *QUICK, says=says)
-
-
-def test_a_language_that_is_source_and_target_is_served_by_the_others(toy, tmp_path):
-    """And names of languages may have a dash."""
-    folder = corpus(tmp_path / "in", **{"aa-mt": {}})
-    flags = ["--data-dir", folder, "--encoder", toy / "encoder"]
-    languages = ["--sources", "aa-mt", "bb", "--targets", "aa", "bb"]
-    here("01_data.py", tmp_path / "a", *flags, *languages)
-    here("02_teachers.py", tmp_path / "a")
-    found = [path.name for path in (tmp_path / "a/logits/bb").glob("[!.]*")]
-    assert sorted(found) == [
-        "evaluator-aa-mt-s0",
-        "recogniser-aa-mt-s0",
-        "recogniser-pooled-without-bb-s0",
-        "scaled-pooled-without-bb-s0",
-    ]
-    assert list(load_file(tmp_path / "a/weights/bb/sentences.safetensors")) == ["aa-mt"]
-    assert "recogniser-pooled-s0" in os.listdir(tmp_path / "a/logits/aa")
 
 
 def test_a_recogniser_that_finds_nothing_is_named_with_what_to_try(copied):

@@ -318,15 +318,16 @@ def test_each_foreign_teacher_has_a_share_of_the_mixture_and_the_sources_the_res
 
 
 def test_a_source_that_is_a_target_is_left_out_of_its_own_teachers(tmp_path):
+    """And names of languages may have a dash."""
     for name, target, recogniser, evaluator in [
-        ("mtmt", "bb", "recogniser-aa", "evaluator-aa"),
-        ("mtmt-scaled", "bb", "recogniser-aa", "scaled-aa"),
+        ("mtmt", "bb", "recogniser-aa-mt", "evaluator-aa-mt"),
+        ("mtmt-scaled", "bb", "recogniser-aa-mt", "scaled-aa-mt"),
         ("mtmt-pooled", "bb", "recogniser-pooled-without-bb", "scaled-pooled-without-bb"),
         ("mtmt-pooled", "cc", "recogniser-pooled", "scaled-pooled"),
     ]:
         said = f"logits/{target}/{evaluator}-s0"
         (tmp_path / said).mkdir(parents=True, exist_ok=True)
-        _, names, weights, evaluators, _ = find(tmp_path, ["aa", "bb"], target, name)
+        _, names, weights, evaluators, _ = find(tmp_path, ["aa-mt", "bb"], target, name)
         assert names == [f"logits/{target}/{recogniser}-s0"]
         assert evaluators == [said] and weights.tolist() == [1]
 

@@ -74,6 +74,7 @@ def test_a_language_that_is_source_and_target_is_served_by_the_other_sources_alo
         assert f"teachers/{name}-s0/model.safetensors" in changed  # the tags did reach these
     served = files(guarded["plain"] / "logits/qab")
     assert served and not [name for name in served if re.match(r"\w+-qab-s", name)]
+    assert "qab" not in distill.load_file(guarded["plain"] / "weights/qab/sentences.safetensors")
 
 
 def test_the_guard_sees_a_planted_leak(guarded, monkeypatch):
