@@ -69,12 +69,12 @@ METHODS = {  # and tsl-<source>, mtmt-<source>: with one source's teachers alone
 DEFAULTS = ["tsl-sim", "mtmt", "self-pooled", "mtmt-pooled"]
 RECIPES = {  # by the least width of the encoder
     512: {"lr": 1e-4, "steps": 783, "batch_size": 32, "freeze": 3},  # TSL's student, Sec. 4.1
-    256: {"lr": 1.5e-4, "steps": 625, "batch_size": 16, "freeze": 3},  # by fidelity
+    256: {"lr": 1.5e-4, "steps": 1566, "batch_size": 16, "freeze": 3},  # by fidelity
     0: {"lr": 3e-3, "steps": 400, "batch_size": 32, "freeze": 0},
 }
 STARTED = {  # of students that start from the pooled recogniser, which has been trained already
     512: dict(RECIPES[512], lr=5e-5),
-    256: dict(RECIPES[256], lr=1e-4),
+    256: dict(RECIPES[256], lr=1e-4, steps=625),
     0: dict(RECIPES[0], lr=1e-3, steps=60),
 }
 
@@ -269,7 +269,7 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
         loss, terms = student_loss(student_logits, h, p, (v, w, kappas), method, rng)
         teachers.step(loss, student, *training)
         log.append({name: x.detach() for name, x in terms.items()})
-    return pd.DataFrame([{name: float(x) for name, x in terms.items()} for terms in log])
+    return pd.DataFrame(log).astype(float)
 
 
 # ------------------------------------------------------------------------ the stage

@@ -277,15 +277,13 @@ def draw_gains(comparisons, direct):
     gains = comparisons[comparisons.baseline == direct].sort_values("delta_f1")
     means = gains[gains.target == "mean-fixed"]
     each = gains[~gains.target.str.startswith("mean-")]
-    is_one = gains.target.nunique() == 1
-    large = each if is_one else means
+    large = means if len(means) else each  # one target has no mean
     figure = Figure((7.0, 1.2 + 0.3 * gains.method.nunique()), 120, layout="constrained")
     axis = figure.subplots()
     bounds = [large.delta_f1 - large.ci_low, large.ci_high - large.delta_f1]
     axis.errorbar(large.delta_f1, large.method, xerr=bounds, fmt="o", elinewidth=3, label="mean")
-    if not is_one:
-        axis.plot(each.delta_f1, each.method, "k.", alpha=0.6, label="each language")
-        figure.legend(loc="outside upper right", ncols=2)
+    axis.plot(each.delta_f1, each.method, "k.", alpha=0.6, label="each language")
+    figure.legend(loc="outside upper right", ncols=2)
     axis.margins(y=0.1)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.spines[["top", "right", "left"]].set_visible(False)

@@ -86,7 +86,7 @@ conll) # TSL's own experiment: each of three languages taught by the other three
     data conll "en de es nl" "es nl de" --limit 2000 --limit-text 2000
     teach conll "recogniser scaled" "en de es nl" "es nl de"
     teach conll evaluator en "es nl de"
-    students conll "es nl de" "tsl-en tsl-sim mtmt-en mtmt-scaled"
+    students conll "es nl de" "tsl-en tsl-sim mtmt-en mtmt-scaled" --steps 625
     ;;
 conll-pooled) # the same with the pooled teachers, after the part conll
     python 02_teachers.py --artifacts "$out/conll" --seeds "$seed" --sources pooled
@@ -97,7 +97,7 @@ african | african-old) # seven targets and five more, four sources
     data african "en swa hau yor" "$new $old" --limit 1000 --limit-text 2000
     teach african "recogniser scaled" "en swa hau yor" "$targets"
     teach african recogniser pooled "$targets"
-    students african "$targets" "tsl-sim mtmt-scaled"
+    students african "$targets" "tsl-sim mtmt-scaled" --steps 625
     ;;
 conll-long) # after the part conll: as many passes as TSL's own students have, 25,000
     without_students conll
@@ -118,7 +118,7 @@ african-long) # after the part african: the same on the seven
     ;;
 african-more) # more systems on the seven, after the part african
     python 02_teachers.py --artifacts "$out/african" --seeds "$seed" --targets $new
-    students african "$new" "self-pooled mtmt-pooled tsl-en mtmt-en mtmt tsl-kl mtmt-nosim"
+    students african "$new" "self-pooled mtmt-pooled tsl-en mtmt-en mtmt tsl-kl mtmt-nosim" --steps 625
     ;;
 labels) # as many labels as pooling sees: one source with 4,000, and pooling with 4 x 250; no student reads the text
     for source in en swa; do
