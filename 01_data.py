@@ -17,20 +17,21 @@ import argparse
 import contextlib
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
+import socket
 import sys
 from collections import Counter
 from pathlib import Path
 
 import datasets
-import filelock
 import huggingface_hub
 import pandas as pd
 import torch
 import transformers
-from tokenizers import SentencePieceBPETokenizer, pre_tokenizers, processors
+from tokenizers import SentencePieceBPETokenizer, Tokenizer, pre_tokenizers, processors
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -52,7 +53,7 @@ HUB_FILES = {  # those with @ are the hub's own Parquet copies
     "conll en": "eriktks/conll2003@refs%2Fconvert%2Fparquet/conll2003/{split}/0000.parquet",
 }
 HUB_TYPES = {"masakhaner": "DATE", "conll": "MISC"}  # beside PER, ORG and LOC
-NOT_NAMES = ["pooled", "avg", "sim", "kl", "scaled"]  # of sources: tsl-avg is a system
+NOT_NAMES = ["pooled", "avg", "sim", "kl", "scaled"]  # for a source: tsl-avg is a system
 
 
 def parse_args(argv=None):
@@ -61,7 +62,7 @@ def parse_args(argv=None):
     p.add_argument("--preset", choices=PRESETS, default="toy", help="all but the toy download")
     p.add_argument("--data-dir", type=Path, help="your own: DIR/<lang>/{train,dev,test}.txt")
     p.add_argument("--sources", nargs="+", metavar="LANG", help="languages with labels")
-    p.add_argument("--targets", nargs="+", metavar="LANG", help="languages to tag; sources may be")
+    p.add_argument("--targets", nargs="+", metavar="LANG", help="languages to tag, sources or not")
     p.add_argument("--types", nargs="+", metavar="TYPE", help="default: those that sources share")
     # how much of it: the first N sentences
     p.add_argument("--limit", type=int, metavar="N", help="of the sources' train and dev")
@@ -101,9 +102,9 @@ def add_common_flags(p):
 
 
 # ------------------------------------------------------------------------ serves all stages
-# What a stage makes are *pieces*: folders of artifacts/ that are whole or absent. A piece gets last
-# its record.json: the settings it was made from (among them, by name, the fingerprints of other
-# pieces), its own fingerprint, of settings and files, and facts, which are never compared.
+# What a stage makes are *pieces*: folders of artifacts/ that are whole or absent. The record.json
+# of a piece is written last. It holds the settings that the piece was made from (with fingerprints
+# of other pieces, by name), a fingerprint of settings and files, and facts, which nobody compares.
 
 def stop(message):
     """A mistake that users make: one line that says where it is and what helps, exit status 2."""
@@ -137,7 +138,7 @@ def made(folder, settings, overwrite=False):
     if not (folder / "record.json").exists():
         return False
     before = read_record(folder)["settings"]
-    settings = json.loads(json.dumps(settings))  # as it gives them back: tuples are lists
+    settings = json.loads(json.dumps(settings))  # tuples are lists there
     names = dict(before, **settings)  # of both
     other = [name for name in names if settings.get(name) != before.get(name)]
     if not other:
@@ -150,26 +151,36 @@ def made(folder, settings, overwrite=False):
 
 @contextlib.contextmanager
 def writing(folder, settings, **facts):
-    """Fill a piece beside its place, and move it there when it is whole; one process at a time."""
+    """Fill a piece beside its place, and move it there when it is whole."""
     folder = folder.resolve()  # a link stays: what it points to is replaced
-    locks = folder.parent / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial")
-    with filelock.FileLock(locks / folder.name):
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-        partial.mkdir()
-        try:
-            yield partial
-            record = {"settings": settings, "facts": facts}
-            record["fingerprint"] = fingerprint([settings, file_hashes(partial)])
-            (partial / "record.json").write_text(json.dumps(record, indent=1))
-            if not made(folder, settings, overwrite=True):  # else another process was first
-                (folder / "record.json").unlink(missing_ok=True)  # killed here, it counts as absent
-                shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)
-                print(f"  wrote {folder.parent.name}/{folder.name}")
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    beside = f".{folder.name}.{socket.gethostname()}"
+    for leftover in folder.parent.glob(f"{beside}.*.partial"):
+        pid = int(leftover.suffixes[-2][1:])
+        if pid == os.getpid() or not is_running(pid):  # a number may come again
+            shutil.rmtree(leftover, ignore_errors=True)
+    partial = folder.with_name(f"{beside}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        record = {"settings": settings, "facts": facts}
+        record["fingerprint"] = fingerprint([settings, file_hashes(partial)])
+        (partial / "record.json").write_text(json.dumps(record, indent=1))
+        if not made(folder, settings, overwrite=True):  # by another process, meanwhile
+            (folder / "record.json").unlink(missing_ok=True)  # killed from here on, it is absent
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+            print(f"  wrote {folder.parent.name}/{folder.name}")
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_running(pid):
+    """Does a process of this machine have that number?"""
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except OSError as error:
+        return isinstance(error, PermissionError)  # somebody else's
+    return True
 
 
 def fingerprint(thing):
@@ -207,7 +218,8 @@ def load(auto_class, folder, **options):
 
 def load_model(auto_class, folder, new=None, **options):
     """A model in fp32. Weights that its files lack would be drawn at random, and the library only
-    warns: refused, but for those whose names match `new`; so is what is not finite."""
+    warns: they are refused, unless their names match `new`. Weights that are no numbers are, too.
+    """
     model, info = load(auto_class, folder, dtype=torch.float32, output_loading_info=True, **options)
     lacking = sorted(x for x in info["missing_keys"] if new is None or not re.match(new, x))
     if lacking:
@@ -231,7 +243,7 @@ LEXICON = {  # how many words each class has
     "meet": 4, "the": 2, "first": 60, "last": 60, "town": 60, "brand": 50,
 }
 # Capitals are rules, lower case is a word of that class, TYPE:class+class a name; twice is twice as
-# likely. Of last names and towns only the neighbours tell the type: both name other things, too.
+# likely. A last name may be a town or a firm, too: only the words around it tell its type.
 GRAMMAR = {
     "SENTENCE": "WHO ACT",
     "WHO": "THING | PERSON | PERSON | FIRM",
@@ -256,7 +268,7 @@ def toy_lexicon(lang, seed):
     """{class: [word]} of a daughter language: proto-words, replaced in part, then sound changes."""
     rng = random.Random(f"proto {seed}")
     lexicon = {name: [toy_word(rng) for _ in range(size)] for name, size in LEXICON.items()}
-    for name, share in ((lang[:2], 0.3), (lang, 0.1)):  # of words new in a family, then in itself
+    for name, share in ((lang[:2], 0.3), (lang, 0.1)):  # of new words: in the family, then its own
         rng = random.Random(f"{name} {seed}")
         change = str.maketrans(*SOUND_CHANGES[name].split(">"))
         for words in lexicon.values():
@@ -429,7 +441,7 @@ def read_raw_text(path):
 
 def read_folder(folder, lang, splits):
     """{split: (sentences, counts)} of DIR/<lang>. A target's training text may be raw, text.txt. If
-    it has no tags, it is the test text, too, where there is no test.txt."""
+    it has no tags and there is no test.txt, it is the test text, too."""
     if Path(lang).name != lang or not (folder / lang).is_dir():
         stop(f"{folder}/{lang}: no such folder: --data-dir needs DIR/<lang>/train.txt")
     raw = folder / lang / "text.txt"
@@ -525,7 +537,7 @@ def shared_types(sources, wanted):
     found = {}
     for lang, corpus in sources.items():
         found[lang] = {tag[2:] for _, tags in corpus["train"][0] for tag in tags if tag != "O"}
-    types = sorted(wanted or set.intersection(*found.values()))
+    types = sorted(set(wanted or set.intersection(*found.values())))
     if not types or not all(set(types) <= known for known in found.values()):
         stop(f"entity types {types} are not in all sources {found}: choose other sources, --types")
     return types
@@ -543,7 +555,8 @@ def harmonise(sentences, types, place):
         changed.append((words, [tag if tag[2:] in types else "O" for tag in iob2]))
     dropped = [kind for kind in counts if kind.endswith(" dropped")]
     if dropped and not any(counts[kind] for kind in types):
-        stop(f"{place}: none of its types is one of {types} ({', '.join(dropped)}): see --types")
+        what = f"none of its types is one of {types} ({', '.join(dropped)})"
+        stop(f"{place}: {what}: see 01_data.py --types")
     return changed, counts
 
 
@@ -551,14 +564,18 @@ def harmonise(sentences, types, place):
 
 def load_tokenizer(encoder):
     """The encoder's fast tokenizer (only those know which characters a sub-token came from), as
-    tokenizer.json has it: AutoTokenizer rebuilds some otherwise, and text may lose its case."""
+    tokenizer.json has it: AutoTokenizer rebuilds some differently, and text may lose its case."""
     options = {"split_special_tokens": True}  # "[SEP]" in a text is text
     tokenizer = load(transformers.AutoTokenizer, encoder, **options)
     may_be_missing = {"_raise_exceptions_for_missing_entries": False}
     path = transformers.utils.cached_file(encoder, "tokenizer.json", **may_be_missing)
     if path is not None:
-        options.update(tokenizer.special_tokens_map, tokenizer_file=path)
-        tokenizer = transformers.PreTrainedTokenizerFast(**options)
+        stored = Tokenizer.from_file(path)
+        stored.no_truncation()
+        stored.no_padding()
+        for name, token in tokenizer.special_tokens_map.items():
+            options[name] = str(token)
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=stored, **options)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         stop(f"--encoder {encoder}: its tokenizer has no words: is its vocabulary file there?")
     try:
@@ -580,9 +597,10 @@ def check_encoder(encoder, tokenizer, max_length):
     if len(tokenizer) > rows:
         what = f"its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows"
         stop(f"--encoder {encoder}: {what}: call resize_token_embeddings and save it again")
+    word = min(set(range(rows)) - set(tokenizer.all_special_ids))
     for length in range(max_length, 0, -1):
         with contextlib.suppress(IndexError, RuntimeError):  # it has fewer positions
-            model(torch.full((1, length), tokenizer.unk_token_id))
+            model(torch.full((1, length), word))
             break
     if length < max_length:
         stop(f"--max-length {max_length}: the encoder reads {length} sub-tokens at most")
@@ -592,14 +610,15 @@ def split_words(words, tokenizer):
     """The sub-tokens of every word, [[id, ...], ...], as they are in running text, where many
     tokenizers split a word unlike one alone."""
     text = " ".join(words)
-    owner = []  # owner[k]: the word of character k - 1, a space being part of the next word
+    owner = []  # owner[k]: the word of a sub-token that ends at k; a space is of the next word
     for number, word in enumerate(words):
         owner.extend([number] * (len(word) + 1))
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     special = set(tokenizer.all_special_ids)
     pieces = [[] for _ in words]
     for piece, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"]):
-        number = owner[min(max(start + 1, end), len(text))]  # by its last character
+        last = max(start + 1, end)  # some sub-tokens have no character
+        number = owner[min(last, len(text))]
         pieces[number].append(tokenizer.unk_token_id if piece in special else piece)
     return pieces
 
@@ -678,7 +697,7 @@ def train_tokenizer(texts, size):
     tokenizer.train_from_iterator(text, size, special_tokens=special, show_progress=False)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     names = ["pad_token", "unk_token", "cls_token", "sep_token", "mask_token"]
-    options = dict(zip(names, special))
+    options = dict(zip(names, special), model_max_length=512)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, **options)
 
 
@@ -719,8 +738,8 @@ def make_encoder(args, corpora):
 # ------------------------------------------------------------------------ the stage
 
 def write_windows(args, name, corpus, tokenizer, how, types=None):
-    """The piece artifacts/<name>: windows of {split: (sentences, counts)}, tagged if it is told
-    the types. Returns rows of the report."""
+    """The piece artifacts/<name>: windows of {split: (sentences, counts)}, with tags where types
+    are given. Returns rows of the report."""
     tables = {}
     entities = {}
     rows = []
@@ -748,8 +767,8 @@ def main(args):
     sources = {lang: read_corpus(args, lang, ["train", "dev"]) for lang in args.sources}
     targets = {lang: read_corpus(args, lang, ["train", "test"]) for lang in args.targets}
     types = shared_types(sources, args.types)
-    new = [corpus for lang, corpus in targets.items() if lang not in sources]
-    encoder = make_encoder(args, [*sources.values(), *new])
+    others = [corpus for lang, corpus in targets.items() if lang not in sources]
+    encoder = make_encoder(args, [*sources.values(), *others])
     tokenizer = load_tokenizer(encoder)
     check_encoder(encoder, tokenizer, args.max_length)
     how = {"tags": tags_of(types), "max_length": args.max_length}
@@ -764,7 +783,7 @@ def main(args):
         if gold:
             of_this_text = dict(how, **inputs(args.artifacts, f"data/targets/{lang}"))
             write_windows(args, f"gold/{lang}", gold, tokenizer, of_this_text, types)
-        else:  # of an earlier run
+        else:  # an earlier run may have left some
             shutil.rmtree(args.artifacts / f"gold/{lang}", ignore_errors=True)
 
     pieces = [f"data/sources/{x}" for x in sources] + [f"data/targets/{x}" for x in targets]

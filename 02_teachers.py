@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 data = importlib.import_module("01_data")  # a leading digit forbids a plain import
 
-RECIPES = {  # by the least width of the encoder; so many epochs, but at least so many steps
+RECIPES = {  # of an encoder so wide or wider; so many epochs, but at least so many steps
     512: {"lr": 5e-5, "epochs": 3, "steps": 100, "batch_size": 32, "freeze": 3},  # TSL, Sec. 4.1
     256: {"lr": 1.5e-4, "epochs": 6, "steps": 750, "batch_size": 16, "freeze": 3},  # by source dev
     0: {"lr": 2e-3, "epochs": 4, "steps": 100, "batch_size": 16, "freeze": 0},
@@ -67,7 +67,8 @@ def add_training_flags(p):
 
 
 def read_config(artifacts):
-    """data/config.json, with `encoder` as from_pretrained takes it, if all of it is still so."""
+    """data/config.json, with `encoder` as from_pretrained takes it; refused if text or encoder
+    have changed since."""
     if not (artifacts / "data/config.json").exists():
         data.stop(f"{artifacts}/data: missing or incomplete: run python 01_data.py first")
     config = json.loads((artifacts / "data/config.json").read_text())
@@ -105,11 +106,10 @@ def by_sentence(ids, tags, sentences):
 
 
 def choose_languages(flag, wanted, known):
-    """The languages that a flag names, or without it all; refused are those that stage 1 was not
-    told of."""
+    """The languages that a flag names, or all that stage 1 was told of; others are refused."""
     for lang in wanted or known:
         if lang not in known:
-            data.stop(f"{flag} {lang}: stage 1 was told of {' '.join(known)} alone")
+            data.stop(f"{flag} {lang}: choose among {' '.join(known)}")
     return wanted or known
 
 
@@ -130,7 +130,7 @@ def choose_recipe(recipes, encoder, args):
 # ------------------------------------------------------------------------ a tagger and its batches
 
 def load_tagger(encoder, tags, seed, device, new=None):
-    """An encoder with a linear head over the tags, drawn by the seed where it is `new`."""
+    """An encoder with a linear head over the tags. Where the head is `new`, the seed draws it."""
     torch.manual_seed(seed)
     options = {"id2label": dict(enumerate(tags))}
     options["label2id"] = {tag: k for k, tag in enumerate(tags)}
@@ -267,7 +267,7 @@ def step(loss, model, adamw, schedule, scaler):
 # ------------------------------------------------------------------------ (1) the recogniser
 
 def recogniser_loss(model, batch, rng):
-    """Eq. (1): cross-entropy over the scored words f. It draws nothing."""
+    """Eq. (1): cross-entropy over the scored words f. It needs no rng."""
     _, logits = forward_words(model, batch)                                 # (M, C)
     return F.cross_entropy(logits, batch["tags"])
 
@@ -304,9 +304,9 @@ def tag_score(model, table, tags, device):
 # ------------------------------------------------------------------------ (2) the evaluator
 
 def draw_pairs(classes, rng):
-    """Pairs of words (i, j): a class is drawn, each as likely as the next, and i among its words;
-    j is once another word of this class and once a word of another class, drawn in the same way.
-    Among words drawn as they come nearly all would be O (notebook 2).
+    """Pairs of words (i, j). Draw a class, each as likely as the next, and a word i of it. Pair i
+    with another word of its class, and with a word of another class, drawn in the same way. Among
+    words drawn as they come nearly all would be O (notebook 2).
 
     classes (M,)  ->  i, j (P,), P <= 2 M: fewer where a class has one word, or the batch one class
     """
@@ -392,7 +392,7 @@ class LanguageSimilarity(torch.nn.Module):
 
 
 def language_loss(model, g, k):
-    """Cross-entropy of (3) for g (B, H) of sources k (B,); the ridge keeps all mu orthogonal."""
+    """Cross-entropy of (3) for g (B, H) of sources k (B,); a ridge makes the mu orthogonal."""
     E = model.mu                                                            # (K, H)
     ridge = (E @ E.T - torch.eye(len(E))).square().sum()
     return F.cross_entropy(model(g), k) + SIMILARITY["ridge"] * ridge
@@ -483,7 +483,7 @@ def train_teacher(args, config, kind, sources, name):
         facts["dev"][source] = score(model, table, config["tags"], args.device)
     facts["seconds"] = round(time.time() - begun)
     print(f"        {name}: loss {losses[-10:].mean():.4f}, source dev {json.dumps(facts['dev'])}")
-    if {"f1": 0.0} in facts["dev"].values():  # of one source at least
+    if {"f1": 0.0} in facts["dev"].values():  # on the dev text of a source
         print(f"        {name} finds no entity: try a third of --lr, or more --steps")
     with data.writing(folder, settings, **facts) as partial:
         model.half().save_pretrained(partial)  # it only answers from here on: half the disk
@@ -556,8 +556,8 @@ def main(args):
                 if target != source:
                     cache(args, config, kind, target, name)
         for target, kind in itertools.product(targets, ["recogniser", "scaled"]):
-            name = f"{kind}-{pooled_name(config, target)}-s{seed}"
             others = [source for source in sources if source != target]
+            name = f"{kind}-{pooled_name(config, target)}-s{seed}"
             if "pooled" in wanted and others:
                 train_teacher(args, config, kind, others, name)
                 cache(args, config, kind, target, name)

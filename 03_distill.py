@@ -128,29 +128,31 @@ def external_teachers(artifacts, target):
 
 
 def find_teachers(args, config, target, name, seed):
-    """A method, and the caches that a student learns from with their weights: each of E teachers
-    from elsewhere has 1 / (K + E) of the mixture, the K sources share the rest by Eq. (4).
+    """A method, and the caches that a student learns from, with their weights: each of E teachers
+    from elsewhere has 1 / (K + E) of the mixture. The K sources share the rest by Eq. (4).
 
       ->  method, recognisers, weights (K + E,), evaluators, w (K,)
     """
     sources = [source for source in config["sources"] if source != target]
     external = external_teachers(args.artifacts, target)
     method, sources, external = choose_method(name, sources, external)
-    if not sources and (method.pairs or method.pooled or not external):
-        data.stop(f"--methods {name}: {target} has no teacher for it: see 02_teachers.py --teacher")
+    if not sources and not external:
+        data.stop(f"{target} has no teachers: run 02_teachers.py --teacher NAME=DIR")
+    if not sources and (method.pairs or method.pooled):
+        data.stop(f"--methods {name}: it needs labelled sources: try tsl-sim, or tsl-<teacher>")
     if method.pooled:
         sources = [teachers.pooled_name(config, target)]
         external = []
     K = len(sources)
     E = len(external)
-    w = torch.ones(K) / max(1, K)  # there may be teachers from elsewhere alone
+    w = torch.ones(K) / max(1, K)  # K = 0: teachers from elsewhere alone
     if method.weights == "similarity" and K > 1:
         data.inputs(args.artifacts, f"weights/{target}")
         a = load_file(args.artifacts / f"weights/{target}/sentences.safetensors")
         if set(a) != set(sources):
             data.stop(f"weights/{target}: of other sources: run 02_teachers.py --overwrite")
         w = torch.stack([a[source] for source in sources]).mean(1)          # w of Eq. (4)
-    weights = torch.cat([K * w, torch.ones(E)]) / (K + E)                   # w shares K parts
+    weights = torch.cat([K * w, torch.ones(E)]) / (K + E)                   # of K + E parts
     recognisers = [f"logits/{target}/recogniser-{source}-s{seed}" for source in sources]
     recognisers += [f"logits/{target}/external-{teacher}-s{seed}" for teacher in external]
     kind = "scaled" if method.scaled else "evaluator"
@@ -175,7 +177,7 @@ def soft_target_loss(student_logits, p, tau):
 
 def similarity_loss(h, i, j, t, kappa=1.0):
     """Eq. (7): BCE(sigmoid(kappa cos(h_i, h_j)), t_ij) of every pair. It cannot fall under the
-    entropy of t; its gradient by kappa cos is sigmoid(kappa cos) - t.
+    entropy of t; its derivative by kappa cos is sigmoid(kappa cos) - t.
     h (M, H), i, j, t (P,)  ->  (P,)"""
     cos = F.cosine_similarity(h[i], h[j], dim=-1)                           # (P,)
     return F.binary_cross_entropy_with_logits(kappa * cos, t, reduction="none")
@@ -291,7 +293,7 @@ def write_ensemble(args, config, target, seed):
 def distil(args, config, target, name, seed):
     """Train one student, students/<target>/<method>-s<seed>, unless it is there."""
     if name in (f"tsl-{target}", f"mtmt-{target}") and name not in METHODS:
-        return  # no language teaches itself; but a target may be called kl
+        return  # no target teaches itself (and tsl-kl is a method, even for a target kl)
     method, recognisers, weights, evaluators, w = find_teachers(args, config, target, name, seed)
     if args.lam is not None and method.lam > 0:
         method = replace(method, lam=args.lam)
@@ -325,7 +327,7 @@ def distil(args, config, target, name, seed):
         what = f"its loss is not finite at step {wrong[0] + 1}"
         data.stop(f"{name}-s{seed}, {target}: {what}: try a third of --lr")
     log.insert(0, "step", log.index + 1)
-    log = log.groupby(log.index * 10 // len(log)).mean()  # ten rows of means
+    log = log.groupby(log.index * 10 // len(log)).mean()  # means of ten parts
     print(f"        {name}-s{seed}: loss {log.loss.iloc[0]:.4f} to {log.loss.iloc[-1]:.4f}")
     facts = {"seconds": round(time.time() - begun), "device": args.device}
     with data.writing(folder, settings, **facts) as partial:

@@ -74,7 +74,7 @@ def prf(counts):
     """Precision, recall and F1 in percent from counts (..., 3); 0 where there is nothing."""
     correct, predicted, gold = np.moveaxis(np.asarray(counts, dtype=float), -1, 0)
     below = np.stack([predicted, gold, (predicted + gold) / 2], -1)
-    return 100 * correct[..., None] / np.maximum(below, 0.5)
+    return 100 * correct[..., None] / np.maximum(below, 0.5)  # 0.5 replaces 0 alone
 
 
 def fidelity(student, mixture):
@@ -88,14 +88,17 @@ def fidelity(student, mixture):
 
 # ------------------------------------------------------------------------ systems
 
-def find_systems(artifacts, target):
+def find_systems(artifacts, config, target):
     """{(method, seed): the piece with its test logits} of a target."""
+    pooled = f"recogniser-{teachers.pooled_name(config, target)}"
     systems = {}
-    for file in sorted(artifacts.glob(f"*/{target}/[!.]*-s*/test.safetensors")):
-        method, _, seed = file.parent.name.rpartition("-s")
-        method = re.sub("^(recogniser|external)-", "direct-", method)
-        method = method.removesuffix(f"-without-{target}")  # of direct-pooled
-        systems[method, int(seed)] = str(file.parent.relative_to(artifacts))
+    for folder in sorted(artifacts.glob(f"*/{target}/[!.]*-s*")):
+        name, _, seed = folder.name.rpartition("-s")
+        method = re.sub("^(recogniser|external)-", "direct-", name)
+        if name == pooled:
+            method = "direct-pooled"
+        if not name.startswith(("evaluator-", "scaled-")):  # these two do not tag
+            systems[method, int(seed)] = str(folder.relative_to(artifacts))
     return systems
 
 
@@ -151,12 +154,12 @@ def interval(d, v_sentences, draw_targets=False):
     T, S = d.shape
     mean = d.mean()
     v_runs = d.mean(0).var(ddof=1) / S if S > 1 else 0.0
-    parts = [(v_runs, max(1, S - 1))]  # (variance of the mean, its degrees of freedom)
+    parts = [(v_runs, max(1, S - 1))]  # variances of the mean, with their degrees of freedom
     if draw_targets:
         parts.append((d.mean(1).var(ddof=1) / T, T - 1))
         residual = d - d.mean(0) - d.mean(1, keepdims=True) + mean
         n = max(1, (T - 1) * (S - 1))
-        parts.append((-(residual**2).sum() / n / (T * S), n))  # it is in both of the others
+        parts.append((-(residual**2).sum() / n / (T * S), n))  # both others hold it
     else:
         parts.append((v_sentences, np.inf))
     v = max(v_runs, sum(x for x, _ in parts))
@@ -164,7 +167,7 @@ def interval(d, v_sentences, draw_targets=False):
         return mean, np.nan, np.nan, np.nan
     spread = sum(x**2 / n for x, n in parts)
     df = v**2 / spread if spread > 0 else np.inf
-    df = max(df, min(n for _, n in parts))  # the negative part would have it near 0
+    df = max(df, min(n for _, n in parts))  # taking a part off can bring it near 0
     half = scipy.stats.t.ppf(0.975, df) * math.sqrt(v)
     p = 2 * scipy.stats.t.sf(abs(mean) / math.sqrt(v), df)
     return mean, mean - half, mean + half, p
@@ -208,7 +211,7 @@ def choose_direct(sources, results):
     without one direct-NAME, or whatever there is."""
     n_targets = results.groupby("method").target.nunique()
     direct = [f"direct-{x}" for x in ["en", *sources] if f"direct-{x}" in n_targets]
-    return max(direct or n_targets.index, key=n_targets.get)
+    return max(direct or n_targets.index, key=n_targets.get)  # the first of the largest
 
 
 # ------------------------------------------------------------------------ tables and the figure
@@ -277,13 +280,15 @@ def draw_gains(comparisons, direct):
     gains = comparisons[comparisons.baseline == direct].sort_values("delta_f1")
     means = gains[gains.target == "mean-fixed"]
     each = gains[~gains.target.str.startswith("mean-")]
-    large = means if len(means) else each  # one target has no mean
+    is_one = gains.target.nunique() == 1  # and has no mean
+    large = each if is_one else means
     figure = Figure((7.0, 1.2 + 0.3 * gains.method.nunique()), 120, layout="constrained")
     axis = figure.subplots()
     bounds = [large.delta_f1 - large.ci_low, large.ci_high - large.delta_f1]
     axis.errorbar(large.delta_f1, large.method, xerr=bounds, fmt="o", elinewidth=3, label="mean")
-    axis.plot(each.delta_f1, each.method, "k.", alpha=0.6, label="each language")
-    figure.legend(loc="outside upper right", ncols=2)
+    if not is_one:
+        axis.plot(each.delta_f1, each.method, "k.", alpha=0.6, label="each language")
+        figure.legend(loc="outside upper right", ncols=2)
     axis.margins(y=0.1)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.spines[["top", "right", "left"]].set_visible(False)
@@ -353,13 +358,13 @@ def main(args):
     if config["synthetic"]:
         notes.append("**Invented languages: they show the machinery, nothing of human languages.**")
     types = [tag[2:] for tag in config["tags"] if tag[0] == "B"]
-    systems = {target: find_systems(args.artifacts, target) for target in config["targets"]}
+    systems = {target: find_systems(args.artifacts, config, target) for target in config["targets"]}
     settings = {"mode": mode}
     for pieces in systems.values():
         settings.update(data.inputs(args.artifacts, *pieces.values()))
     counts = {}
     fidelities = []
-    (args.artifacts / "results/record.json").unlink(missing_ok=True)  # or old ones may be kept
+    (args.artifacts / "results/record.json").unlink(missing_ok=True)  # so that they are made anew
     with data.writing(args.artifacts / "results", settings) as partial:
         for target, pieces in systems.items():
             folder = partial / "predictions"

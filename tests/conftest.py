@@ -81,8 +81,7 @@ def refused(script, artifacts, *flags, says=()):
 
 
 def files(folder):
-    found = [x for x in folder.rglob("*") if not x.is_dir() and x.parent.name != ".locks"]
-    return sorted(str(x.relative_to(folder)) for x in found)
+    return sorted(str(x.relative_to(folder)) for x in folder.rglob("*") if not x.is_dir())
 
 
 def bits(folder, *patterns):

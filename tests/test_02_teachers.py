@@ -264,7 +264,9 @@ def test_pairs_are_drawn_class_first_and_evenly():
 
 
 @pytest.mark.parametrize("classes, n_same, n_other", [
-    ([0, 0, 0], 3, 0), ([5], 0, 0), ([1, 2], 0, 2)
+    ([0, 0, 0], 3, 0),
+    ([5], 0, 0),
+    ([1, 2], 0, 2),
 ])
 def test_one_class_or_a_word_of_each_has_the_pairs_that_there_are(classes, n_same, n_other):
     classes = tensor(classes)
@@ -382,8 +384,8 @@ def test_text_or_encoder_that_changed_since_are_refused(copied):
 
 
 @pytest.mark.parametrize("flags, says", [
-    ("--sources zz", "--sources zz: stage 1 was told of qaa"),
-    ("--targets zz", "--targets zz: stage 1 was told of qac"),
+    ("--sources zz", "--sources zz: choose among qaa"),
+    ("--targets zz", "--targets zz: choose among qac"),
     ("--freeze 2 --seeds 3", "--freeze 2: the encoder has 2 layers"),
     ("--steps 5 --seeds 0", "recogniser-qaa-s0: made from other steps: pass --overwrite"),
     ("--steps 4 --seeds 0 --teacher qaa=x", "--teacher qaa=x"),
