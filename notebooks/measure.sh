@@ -116,6 +116,9 @@ african-long) # after the part african: the same on the seven
     without_students african
     students african-long "$new" "tsl-sim mtmt-scaled" --steps 1566
     ;;
+african-self) # after the part african: self-training, from the pooled recogniser
+    students african "$new" "self-pooled"
+    ;;
 african-more) # more systems on the seven, after the part african
     python 02_teachers.py --artifacts "$out/african" --seeds "$seed" --targets $new
     students african "$new" "self-pooled mtmt-pooled tsl-en mtmt-en mtmt tsl-kl mtmt-nosim" --steps 625
