@@ -364,7 +364,9 @@ def read_conll(path):
     sentences = [[]]  # the last one is being read: rows [word, ..., tag]
     for number, line in enumerate(lines, start=1):
         columns = [column.strip(" ") for column in re.split(gap, line.rstrip("\t "))]
+        # "10 000 O" where others have two columns
         is_spaced = len(columns) > width == 2 and gap == " +" and columns[-1] == "O"
+        # "# any text", but with as many columns as a word has only "# id = 3"
         comment = r"# \S+ = " if len(columns) == width else r"#\s"
         problem = None
         if not line.strip() or line.startswith("-DOCSTART-"):
@@ -374,7 +376,7 @@ def read_conll(path):
             counts["comment"] += 1
         elif is_spaced and any(re.match(r"[BIESLUM]-\w", column) for column in columns):
             problem = "two lines run together: put a line end between them"
-        elif is_spaced and columns[0] != "#":  # a space inside a word that is no name
+        elif is_spaced and columns[0] != "#":
             sentences[-1].append([" ".join(columns[:-1]), "O"])
         elif len(columns) != width:
             problem = f"{len(columns)} columns where other lines have {width}: give all as many"
@@ -628,6 +630,7 @@ def cut(lengths, capacity):
 
     lengths: sub-tokens of each word, <= capacity  ->  [(start, end, first_scored, last_scored + 1)]
     """
+    # windows of words, each beginning a quarter of a window before the last one ends
     spans = []
     start = 0
     while True:
@@ -642,7 +645,9 @@ def cut(lengths, capacity):
         while next_start > start + 1 and sum(lengths[next_start - 1 : end]) <= overlap:
             next_start -= 1
         start = next_start
-    bounds = [0]  # windows of words 0-9 and 6-15 score 0-7 and 8-15: far from the edges
+    # words of two windows are scored where they are farther from the edge: of windows 0-9 and 6-15
+    # the first scores 0-7 and the second 8-15
+    bounds = [0]
     for (_, end), (next_start, _) in zip(spans, spans[1:]):
         bounds.append((end + next_start + 1) // 2)
     bounds.append(len(lengths))
@@ -656,7 +661,8 @@ def encode(sentences, tokenizer, max_length, tags=None):
     input_ids, length (sub-tokens), first (where each scored word begins: the mask f, which comes
     from the tokenisation, never from tags), and for tagged words tags (numbers in the list).
     """
-    probe = tokenizer("a", return_special_tokens_mask=True)  # what surrounds a sentence, e.g. [CLS]
+    # what stands before and after a sentence, for example [CLS] and [SEP]
+    probe = tokenizer("a", return_special_tokens_mask=True)
     inner = [k for k, special in enumerate(probe["special_tokens_mask"]) if not special]
     before = probe["input_ids"][: inner[0]]
     after = probe["input_ids"][inner[-1] + 1 :]
@@ -774,6 +780,7 @@ def main(args):
     how = {"tags": tags_of(types), "max_length": args.max_length}
     how["encoder_files"] = encoder_fingerprint(encoder)
 
+    # `targets` has the tags of targets, too, if there are any: they go to gold/ alone
     report = []
     for lang, corpus in sources.items():
         report += write_windows(args, f"data/sources/{lang}", corpus, tokenizer, how, types)
@@ -786,6 +793,7 @@ def main(args):
         else:  # an earlier run may have left some
             shutil.rmtree(args.artifacts / f"gold/{lang}", ignore_errors=True)
 
+    # all that later stages are told
     pieces = [f"data/sources/{x}" for x in sources] + [f"data/targets/{x}" for x in targets]
     config = dict(how, pieces=inputs(args.artifacts, *pieces), preset=args.preset)
     config.update(sources=args.sources, targets=args.targets, synthetic=args.preset == "toy")
