@@ -116,7 +116,7 @@ african-long) # after the part african: the same on the seven
     without_students african
     students african-long "$new" "tsl-sim mtmt-scaled" --steps 1566
     ;;
-african-self) # after the part african: self-training, from the pooled recogniser
+african-pooled) # after the part african: self-training, from the pooled recogniser
     students african "$new" "self-pooled"
     ;;
 african-more) # more systems on the seven, after the part african
