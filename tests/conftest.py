@@ -60,8 +60,7 @@ def here(script, artifacts, *flags):
 
 
 def refused(script, artifacts, *flags, says=()):
-    """A stage in this process refuses, in words that hold `says`, and writes nothing. Returns its
-    last line. The tiny settings are not added: --steps and --seeds are yours to give."""
+    """A stage refuses, in a last line that holds `says`, and writes nothing. No tiny settings."""
     module = importlib.import_module(script.removesuffix(".py"))
     before = files(artifacts)
     flags = ["--artifacts", str(artifacts), *map(str, flags)]

@@ -54,7 +54,8 @@ def test_passes_over_the_text_are_seeded_and_have_other_batches_in_another_order
 
 def test_a_batch_knows_its_words_its_mask_and_where_they_stand_in_the_corpus():
     rows = {"input_ids": [[2, 7, 8, 3], [2, 9, 3]]}
-    rows.update(first=[[1, 2], [1]], start=[5, 40])
+    rows["first"] = [[1, 2], [1]]
+    rows["start"] = [5, 40]
     rows["tags"] = [[4, 0], [1]]
     batch = teachers.collate(rows, "cpu")
     assert batch["words"].tolist() == [5, 6, 40]
