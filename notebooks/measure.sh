@@ -5,7 +5,7 @@
 #
 # PART is one of those at the end; CORPORA has <language>/{train,dev,test}.txt; ENCODER is a folder or a hub name; OUT
 # takes the artifacts. What is finished is kept: each (part, seed, target) ends in a small file of counts,
-# notebooks/measured/<part>-s<seed>-<target>.safetensors, and is skipped where that is there.
+# notebooks/measured/<part>-s<seed>-<target>.safetensors, and is skipped where that is there: remove it to make it anew.
 set -euo pipefail
 part=$1 seed=$2 corpora=$3 encoder=$4 out=$5
 new="fon bbj ewe lug mos nya twi"     # not looked at before the first plan
@@ -118,6 +118,22 @@ african-long) # after the part african: the same on the seven
     ;;
 african-pooled) # after the part african: self-training, from the pooled recogniser
     students african "$new" "self-pooled"
+    ;;
+figure) # README's figure, from the committed counts; the other arguments do not matter
+    python - "$measured" <<'END'
+import glob
+import importlib
+import sys
+from safetensors.torch import load_file
+evaluate = importlib.import_module("04_evaluate")
+counts = {}
+for part in ("african-pooled", "african-long"):
+    for path in glob.glob(f"{sys.argv[1]}/{part}-s*.safetensors"):
+        for name, table in load_file(path).items():
+            counts[tuple(name.split("/"))] = table.long().numpy()
+comparisons = evaluate.compare(counts, ["direct-en"])
+evaluate.draw_gains(comparisons, "direct-en").savefig(f"{sys.argv[1]}/gains.png")
+END
     ;;
 african-more) # more systems on the seven, after the part african
     python 02_teachers.py --artifacts "$out/african" --seeds "$seed" --targets $new

@@ -97,8 +97,7 @@ def bits(folder, *patterns):
 # ------------------------------------------------------------------------ corpora
 
 def corpus(folder, **languages):
-    """DIR/<lang>/{train,dev,test}.txt, GOOD unless told otherwise; a split of None is not written,
-    and other names than those of splits are files, too."""
+    """DIR/<lang>/{train,dev,test}.txt, GOOD unless told otherwise, not written where it is None."""
     for lang in ("aa", "bb", *languages):
         (folder / lang).mkdir(parents=True, exist_ok=True)
         texts = dict.fromkeys(("train", "dev", "test"), GOOD)
@@ -111,8 +110,7 @@ def corpus(folder, **languages):
 
 
 def to_conll(folder, languages, change=None, n=40):
-    """The first n sentences of toy languages as CoNLL files. change(lang, split, words, tags) may
-    give other tags."""
+    """The first n sentences of toy languages as CoNLL files, their tags given by `change`."""
     for lang in languages:
         (folder / lang).mkdir(parents=True, exist_ok=True)
         for split, sentences in data.toy_corpus(lang, 0).items():

@@ -1,5 +1,4 @@
-"""Stage 2: the teachers' losses and the weights of sources against plain loops, batches, recipes,
-and tagged files as one more teacher."""
+"""Stage 2: losses and weights of sources against plain loops, batches, recipes, tagged files."""
 
 import importlib
 import itertools

@@ -318,7 +318,6 @@ def test_each_foreign_teacher_has_a_share_of_the_mixture_and_the_sources_the_res
 
 
 def test_a_source_that_is_a_target_is_left_out_of_its_own_teachers(tmp_path):
-    """And names of languages may have a dash."""
     for name, target, recogniser, evaluator in [
         ("mtmt", "bb", "recogniser-aa-mt", "evaluator-aa-mt"),
         ("mtmt-scaled", "bb", "recogniser-aa-mt", "scaled-aa-mt"),
@@ -394,7 +393,8 @@ def test_what_students_and_their_mixture_say_is_kept_word_by_word(toy):
         table = teachers.load_table(toy, f"data/targets/qbc/{split}")
         n_words = sum(map(len, table["words"]))
         assert said["logits"].shape == (n_words, len(tags))
-        assert said["mixture"].shape == (n_words,)
+    ensemble = load_file(toy / "logits/qbc/ensemble-s0/test.safetensors")["logits"]
+    assert said["mixture"].equal(ensemble.argmax(-1).byte())  # the last split is test
 
 
 def test_the_ensemble_is_the_weighted_mixture_of_the_recognisers(toy):

@@ -36,6 +36,7 @@ def test_hand_counted_spans():
     counts, scores = f1_of(gold, predicted)  # right: the one PER; found 4, there 4
     assert counts.sum((0, 1)).tolist() == [1, 4, 4]
     assert scores.tolist() == [25, 25, 25]
+    assert not evaluate.prf([[0, 0, 3], [0, 3, 0], [0, 0, 0]]).any()  # no division by 0
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -11,7 +11,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from conftest import bits, files, here, to_conll
+from conftest import ROOT, bits, files, here, to_conll
 
 distill = importlib.import_module("03_distill")
 METHODS = [*distill.METHODS, "tsl-qaa", "mtmt-qaa", "tsl-qab", "mtmt-qab"]  # and of one source
@@ -33,8 +33,7 @@ def scrambled(lang, split, words, tags):
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
-    """{what became of the tags: artifacts} of stages 1 to 3, over every method: with the targets'
-    own tags; with those of qac replaced by O and all gold deleted; with those of qab scrambled."""
+    """{change of the tags: artifacts} of stages 1 to 3, every method; blank has no gold, too."""
     found = {}
     for change in (plain, blank, scrambled):
         folder = tmp_path_factory.mktemp(change.__name__)
@@ -142,6 +141,8 @@ def test_gold_is_opened_by_stage_4_and_not_by_stages_2_and_3(copied, opened):
     assert not [name for name in opened if str(copied / "gold") in name]
     here("04_evaluate.py", copied)
     assert [name for name in opened if str(copied / "gold/qac/test") in name]
+    for script in ("02_teachers.py", "03_distill.py"):  # no string names it where no test goes
+        assert not re.search("[\"']gold[/\"']", (ROOT / script).read_text())
 
 
 # ------------------------------------------------------------------------ smaller leaks

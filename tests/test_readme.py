@@ -55,6 +55,9 @@ def test_the_control_and_the_older_run_are_those_of_the_committed_files():
     names = {"es": "Spanish", "de": "German", "nl": "Dutch"}
     for method, target in [*[("tsl-sim", x) for x in names], ("mtmt-en", "de"), ("mtmt-en", "nl")]:
         assert f"{gain(control, method, 'direct-en', target, '+')} on {names[target]}" in WORDS
+    small = evaluate.compare(counts_of("conll-long"), ["direct-en"])
+    for method in ("tsl-sim", "mtmt-scaled"):
+        assert f"Dutch is at {gain(small, method, 'direct-en', 'nl', '+')}" in WORDS
     older = pd.read_csv(ROOT / "notebooks/african/comparisons.csv")
     assert f"scored {gain(older, 'direct-pooled', 'direct-en')} more" in WORDS
     assert f"adds {gain(older, 'self-pooled', 'direct-pooled')}" in WORDS
