@@ -112,12 +112,17 @@ conll-text) # after the part conll: 25,000 passes over as much text as TSL has
         students conll-text "$target" "tsl-en tsl-sim mtmt-en" --steps 1566
     done
     ;;
-african-long) # after the part african: the same on the seven
-    without_students african
-    students african-long "$new" "tsl-sim mtmt-scaled" --steps 1566
+african-long) # 25,000 passes on the seven; needs no other part
+    data african-long "en swa hau yor" "$new $old" --limit 1000 --limit-text 2000
+    teach african-long recogniser "en swa hau yor pooled" "$new"
+    students african-long "$new" tsl-sim --steps 1566
     ;;
-african-pooled) # after the part african: self-training, from the pooled recogniser
-    students african "$new" "self-pooled"
+african-scaled) # after the part african-long: the complete method, with its evaluators
+    teach african-long scaled "en swa hau yor" "$new"
+    students african-long "$new" mtmt-scaled --steps 1566
+    ;;
+african-pooled) # after the part african-long: self-training, from the pooled recogniser
+    students african-long "$new" self-pooled --steps 625
     ;;
 figure) # README's figure, from the committed counts; the other arguments do not matter
     python - "$measured" <<'END'
