@@ -9,7 +9,7 @@ Reads   the toy's generator, data sets of the hub, or CoNLL files DIR/<lang>/{tr
 Writes  artifacts/data/config.json                  sources, targets, tags and encoder
         artifacts/data/sources/<lang>/{train,dev}   windows with tags
         artifacts/data/targets/<lang>/{train,test}  windows WITHOUT tags
-        artifacts/gold/<lang>/{train,test}          the targets' tags: stage 4 alone opens them
+        artifacts/gold/<lang>/{train,test}          the targets' tags: only stage 4 opens them
         artifacts/encoder/, artifacts/report.csv    the toy's encoder; what was odd in the text
 """
 
@@ -192,8 +192,8 @@ def file_hashes(folder, pattern="."):
     """{name: sha256} of the files in a folder whose names match."""
     hashes = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and re.match(pattern, path.name):
-            name = str(path.relative_to(folder))
+        name = str(path.relative_to(folder))
+        if path.is_file() and re.match(pattern, name):
             hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return hashes
 
@@ -203,6 +203,8 @@ def encoder_fingerprint(encoder):
     if Path(encoder).is_dir():
         files = r"config|tokeniz|vocab|merges|sentencepiece|spiece|model|pytorch"
         return fingerprint(file_hashes(Path(encoder), files))
+    if Path(encoder).is_absolute():
+        stop(f"{encoder}: no such folder: has the encoder moved?")
     load(transformers.AutoConfig, encoder)  # or one line on why not
     return Path(transformers.utils.cached_file(encoder, "config.json")).parent.name
 
@@ -322,16 +324,19 @@ TAG = r"(O|[BIESLUM]-[^\s\"']+)"
 NO_TAGS = {  # what a cell of the last column may look like instead, and what to do about it
     r"[BIESLUM]-.*([,;|]|[^A-Za-z0-9]([BIESLUM]-|O$)).*": "several tags in one cell: keep one",
     r"[A-Z][A-Z_]+": "no IOB tag: B- and I- are missing, as in B-PER I-PER",
+    r"[BIESLUM]-(?=.*[A-Za-z])(?=.*[\u0370-\u052f]).*": "letters of two scripts in one type",
     rf"(?!{TAG}$).*": "no IOB or IOBES tag (O, B-PER): put one into the last column",
 }
 TAGGED = r".+?(\\t|[\W\d_]{1,2})(O|[BIESLUM]-[\w.-]+)"  # word/B-PER
-NO_WORDS = {  # what more than half of the words may look like, and what to do about it
-    TAGGED: "tags inside the words: put a tab between them",
-    r"[a-z]{2,3}(-[a-z]+)*:.+": "a language before every word: take it off",
-    r".+,": "a comma behind every word: part columns by tabs",
-}
-CHUNK = r"O|[BI]-(NP|VP|PP|ADJP|ADVP|SBAR|PRT|CONJP|INTJ|LST|UCP)"  # of CoNLL-2003
-INVISIBLE = "[\u00ad\u200b-\u200f\u2060\ufe00-\ufe0f\ufeff]"
+MARKED = r"(?i)(.*[\W_])?[BIESLUM]-(PER(SON)?|LOC|ORG|MISC|GPE|DATE)([\W_].*)?"  # [b-per]word
+NO_WORDS = [  # what more than a share of the words may look like, and what to do about it
+    (TAGGED, 0.5, "tags inside the words: put a tab between them"),
+    (MARKED, 0.02, "tags inside the words: put a tab between them"),
+    (r"[A-Za-z]{2,8}(-[A-Za-z]+)*:.+", 0.5, "a language before every word: take it off"),
+    (r".+[,;]", 0.5, "a comma behind every word: part columns by tabs"),
+]
+CHUNK = r"O|[BI]-((N|V|P|ADJ|ADV|CONJ|UC)[PCX]|SBAR|PRT|INTJ|LST)"  # of CoNLL-2003
+INVISIBLE = "[\0\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff]"
 UNSPACED = ".*[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{8}.*"
 
 
@@ -374,7 +379,7 @@ def read_conll(path):
             sentences.append([])
         elif not sentences[-1] and re.match(comment, line):
             counts["comment"] += 1
-        elif is_spaced and any(re.match(r"[BIESLUM]-\w", column) for column in columns):
+        elif is_spaced and any(re.match(r"O|[BIESLUM]-\w", x) for x in columns[1:-1]):
             problem = "two lines run together: put a line end between them"
         elif is_spaced and columns[0] != "#":
             sentences[-1].append([" ".join(columns[:-1]), "O"])
@@ -413,13 +418,18 @@ def check_columns(path, sentences, no_word):
         column = [cell for cell in column if not re.fullmatch(r"\d+[-.]\d+", cell)]
         for a, b in zip(column, column[1:]):
             steps.append(a == b or (a.isdecimal() and b == str(int(a) + 1)))
-    if sum(steps) > max(1, 0.9 * len(steps)) or no_word > max(9, 0.1 * len(words)):
-        stop(f"{path}: the first column is an index or empty: put the word first")
-    for form, problem in NO_WORDS.items():
-        if share(form, words) > 0.5:
+    no_words = sum(steps) > max(1, 0.9 * len(steps)) or no_word > max(9, 0.1 * len(words))
+    if len(words) > 9 and len(others) > 1 and share(r"\D+", others[0]) > 0.5:
+        # the second column may hold the words: is the first one of numbers, or of a few classes?
+        few = 3 * len(set(words)) < len(set(others[0]))
+        no_words = no_words or few or share(r".*\d.*", words) > 0.9
+    if no_words:
+        stop(f"{path}: the first column is an index, a class or empty: put the word first")
+    for form, limit, problem in NO_WORDS:
+        if share(form, words) > limit:
             stop(f"{path}: {problem} ({words[0]!a})")
     for number, column in enumerate(others, start=2):
-        marked = [cell for cell in column if cell != "O"]
+        marked = [cell for cell in column if cell not in ("O", "_", "-")]
         is_last = number == len(others) + 1
         has_chunks = share(CHUNK, marked) > 0.5
         if share(TAG, marked) > 0.5 and has_chunks == is_last:
@@ -434,7 +444,8 @@ def read_raw_text(path):
     if not lines:
         stop(f"{path}: no sentences in it: put one on each line")
     tokens = [token for line in lines for token in line.split()]
-    if share(TAGGED, tokens) > 0.5 or share(rf"\S+\s(.*\s)?{TAG}", lines) > 0.5:
+    has_tags = share(TAGGED, tokens) > 0.5 or share(MARKED, tokens) > 0.02
+    if has_tags or share(rf"\S+\s(.*\s)?{TAG}", lines) > 0.5:
         stop(f"{path}: words with tags, no raw text: name it train.txt, a tab before each tag")
     splitter = pre_tokenizers.BertPreTokenizer()
     lines = [[word for word, _ in splitter.pre_tokenize_str(line)] for line in lines]
@@ -592,9 +603,10 @@ def load_tokenizer(encoder):
 @torch.no_grad()
 def check_encoder(encoder, tokenizer, max_length):
     """Refuse what cannot be a student: load it once and let it read a window."""
-    model = load_model(transformers.AutoModel, encoder, new=".*pooler").eval()
-    if model.config.is_encoder_decoder or model.config.model_type == "xlnet":
+    config = load(transformers.AutoConfig, encoder)
+    if config.is_encoder_decoder or config.model_type == "xlnet":
         stop(f"--encoder {encoder}: it is no plain encoder: choose one like BERT or XLM-R")
+    model = load_model(transformers.AutoModel, encoder, new=".*pooler").eval()
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         what = f"its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows"
@@ -612,15 +624,15 @@ def split_words(words, tokenizer):
     """The sub-tokens of every word, [[id, ...], ...], as they are in running text, where many
     tokenizers split a word unlike one alone."""
     text = " ".join(words)
-    owner = []  # owner[k]: the word of a sub-token that ends at k; a space is of the next word
+    owner = []  # the number of each character's word; a space is of the next word
     for number, word in enumerate(words):
-        owner.extend([number] * (len(word) + 1))
+        owner += [number] * len(word) + [number + 1]
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     special = set(tokenizer.all_special_ids)
     pieces = [[] for _ in words]
     for piece, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"]):
-        last = max(start + 1, end)  # some sub-tokens have no character
-        number = owner[min(last, len(text))]
+        end = max(start + 1, end)  # some sub-tokens have no character
+        number = owner[min(end, len(text)) - 1]
         pieces[number].append(tokenizer.unk_token_id if piece in special else piece)
     return pieces
 

@@ -9,7 +9,8 @@ Writes  artifacts/teachers/{recogniser,evaluator,scaled}-<source>-s<seed>
         artifacts/teachers/{recogniser,scaled}-pooled-s<seed>   of all sources' labels together, or
                     pooled-without-<target>, where a target is a source, too
         artifacts/weights/<target>/           of the sources, Eqs. (3) and (4)
-        artifacts/logits/<target>/<teacher>/  logits or vectors of every word of the target
+        artifacts/logits/<target>/<teacher>/  a recogniser's logits of every word of the target, or
+                                              an evaluator's vectors of those it trains on
 
 Equations are numbered as in the README. B sentences, T sub-tokens, C tags, K sources, H hidden
 size, M scored words of a batch, P pairs of them. The teachers of seed 0 teach the students of
@@ -37,13 +38,15 @@ from tqdm import tqdm
 
 data = importlib.import_module("01_data")  # a leading digit forbids a plain import
 
-RECIPES = {  # of an encoder so wide or wider; so many epochs, but at least so many steps
+# {least width of the encoder: its recipe}. Training ends after `epochs`, but not before `steps`.
+RECIPES = {
     512: {"lr": 5e-5, "epochs": 3, "steps": 100, "batch_size": 32, "freeze": 3},  # TSL, Sec. 4.1
-    256: {"lr": 1.5e-4, "epochs": 6, "steps": 750, "batch_size": 16, "freeze": 3},  # by source dev
+    # chosen by F1 on the dev text of sources
+    256: {"lr": 1.5e-4, "epochs": 6, "steps": 750, "batch_size": 16, "freeze": 3},
     0: {"lr": 2e-3, "epochs": 4, "steps": 100, "batch_size": 16, "freeze": 0},
 }
 NEW_HEAD = ".*(classifier|score|head|pooler)"  # what an encoder has no weights for
-SIMILARITY = {"rank": 64, "epochs": 10, "ridge": 0.01}  # TSL, Sec. 3.3
+SIMILARITY = {"rank": 64, "epochs": 10, "penalty": 0.01}  # TSL, Sec. 3.3
 
 
 def parse_args(argv=None):
@@ -77,7 +80,7 @@ def read_config(artifacts):
         torch.set_num_threads(1)  # as fast for a tiny model, and the same bits everywhere
     same_text = data.inputs(artifacts, *config["pieces"]) == config["pieces"]
     if not same_text or data.encoder_fingerprint(config["encoder"]) != config["encoder_files"]:
-        what = "text or encoder is another than stage 1 read"
+        what = "text or encoder differs from what stage 1 read"
         data.stop(f"{artifacts}/data: {what}: run python 01_data.py --overwrite")
     return config
 
@@ -294,7 +297,7 @@ def train(model, table, loss_of, recipe, seed):
 
 def tag_score(model, table, tags, device):
     """Micro F1 in percent of a recogniser on a tagged table (seqeval, conlleval reading)."""
-    from seqeval.metrics import f1_score  # late: it takes seconds, and stage 3 does without
+    from seqeval.metrics import f1_score  # here, since it takes seconds and stage 3 does without
     best = predict_words(model, table, device).argmax(-1)                   # (N_words,)
     gold = [[tags[k] for k in sentence] for sentence in sentences_of(table, "tags")]
     f1 = f1_score(gold, by_sentence(best, tags, gold), zero_division=0)
@@ -333,8 +336,9 @@ def draw_pairs(classes, rng):
 
 
 def evaluator_loss(model, batch, rng):
-    """Eq. (2): s_ij = sigmoid(kappa cos(v_i, v_j)) against [tag_i = tag_j]. As published kappa = 1:
-    s is in [0.2689, 0.7311], the loss at least ln(1 + exp(-1)) = 0.3133. `scaled` ones learn it."""
+    """Eq. (2): s_ij = sigmoid(kappa cos(v_i, v_j)) against [tag_i = tag_j]: B-PER and I-PER differ.
+    As published kappa = 1: s is in [0.2689, 0.7311], the loss at least ln(1 + exp(-1)) = 0.3133.
+    `scaled` ones learn it."""
     tags = batch["tags"]                                                    # (M,)
     v, _ = forward_words(model, batch)                                      # (M, H)
     i, j = draw_pairs(tags, rng)                                            # (P,), (P,)
@@ -348,11 +352,11 @@ def evaluator_loss(model, batch, rng):
 def pair_score(model, table, tags, device):
     """How well an evaluator tells pairs of two entity words apart, which "entity or not" does not
     solve: area under the ROC curve in percent; 50 is guessing."""
-    from sklearn.metrics import roc_auc_score  # late, as seqeval
+    from sklearn.metrics import roc_auc_score  # here, as seqeval
     vectors = predict_words(model, table, device, vectors=True).float()     # (N_words, H)
     classes = torch.tensor(list(itertools.chain(*table["tags"])))           # (N_words,)
     i, j = draw_pairs(classes, random.Random(0))
-    entities = (classes[i] > 0) & (classes[j] > 0)
+    entities = (classes[i] > 0) & (classes[j] > 0)  # tag 0 is O
     same = (classes[i] == classes[j])[entities]
     cos = (vectors[i] * vectors[j]).sum(-1)[entities]
     if len(same.unique()) < 2:  # too few entities
@@ -392,10 +396,11 @@ class LanguageSimilarity(torch.nn.Module):
 
 
 def language_loss(model, g, k):
-    """Cross-entropy of (3) for g (B, H) of sources k (B,); a ridge makes the mu orthogonal."""
-    E = model.mu                                                            # (K, H)
-    ridge = (E @ E.T - torch.eye(len(E))).square().sum()
-    return F.cross_entropy(model(g), k) + SIMILARITY["ridge"] * ridge
+    """Cross-entropy of (3): which source k (B,) is a sentence g (B, H) from? A penalty keeps the mu
+    orthogonal."""
+    mu = model.mu                                                           # (K, H)
+    penalty = (mu @ mu.T - torch.eye(len(mu))).square().sum()
+    return F.cross_entropy(model(g), k) + SIMILARITY["penalty"] * penalty
 
 
 def train_similarity(features):
@@ -415,16 +420,16 @@ def train_similarity(features):
 
 
 def teacher_weights(scores):
-    """Eq. (4): a = softmax(l / tau_w) for every sentence, tau_w the variance of all N K scores, as
-    TSL has it (notebook 2 shows that surer scores then give flatter weights).
+    """Eq. (4): a = softmax(l / tau_w) for every window of text, tau_w the variance of all N K
+    scores, as TSL has it (notebook 2 shows that surer scores then give flatter weights).
 
-    scores (N, K)  ->  a (N, K); the sources' weights w are its mean over the sentences"""
+    scores (N, K)  ->  a (N, K); the sources' weights w are its mean over the windows"""
     tau = scores.var(correction=0).clamp_min(1e-12)
     return torch.softmax(scores / tau, dim=-1)                              # (N, K)
 
 
 def weigh_sources(args, config, targets):
-    """weights/<target>: a of every sentence by Eq. (4), and their mean w for people to read."""
+    """weights/<target>: a of every window by Eq. (4), and their mean w for people to read."""
     sources = [f"data/sources/{source}" for source in config["sources"]]
     model = None
     for target in targets:
@@ -491,7 +496,7 @@ def train_teacher(args, config, kind, sources, name):
 
 
 def cache(args, config, kind, target, name):
-    """logits/<target>/<name>: what a teacher says of every word of a target."""
+    """logits/<target>/<name>: what a teacher says of a target's words."""
     teacher = args.artifacts / f"teachers/{name}"
     settings = data.inputs(args.artifacts, f"teachers/{name}", f"data/targets/{target}")
     folder = args.artifacts / f"logits/{target}/{name}"
@@ -525,7 +530,10 @@ def cache_files(args, config, target, name, folder):
             if [words for words, _ in tagged] != sentences_of(table, "words") or not tagged[0][1]:
                 what = f"not the target's words, each with a tag: tag its {split} text as it is"
                 data.stop(f"{path}: {what}")
-            tagged, _ = data.harmonise(tagged, types, path)
+            tagged, counts = data.harmonise(tagged, types, path)
+            dropped = [f"{n} {x.split()[0]}" for x, n in counts.items() if x.endswith(" dropped")]
+            if dropped:
+                print(f"        {path}: none of our types, so read as O: {', '.join(dropped)}")
             ids = [config["tags"].index(tag) for _, tags in tagged for tag in tags]
             one_hot = F.one_hot(torch.tensor(ids), len(config["tags"]))
             logits = 20 * (one_hot - 1).half()  # a logit of -20: never

@@ -44,14 +44,13 @@ class Method:
     pairs: bool = False          # MTMT: the second task (7) on pairs of words, the weights (8)
     scaled: bool = False         # with pairs: evaluators that learned kappa, and r = p_i . p_j
     lam: float = 0.0             # with pairs: weight lambda of the second task (7) in Eq. (9)
-    alpha: bool = True           # with pairs: the weights of Eq. (8)
-    beta: bool = True
-    gamma: bool = True
+    alpha: bool = False          # the weights of Eq. (8)
+    beta: bool = False           # with pairs
+    gamma: bool = False          # with pairs
 
 
 TSL = Method()
-MTMT = Method(pairs=True, lam=0.5)  # lambda as the released student has it
-UNWEIGHTED = replace(MTMT, alpha=False, beta=False, gamma=False)
+MTMT = Method(pairs=True, lam=0.5, alpha=True, beta=True, gamma=True)  # lambda as released
 METHODS = {  # and tsl-<source>, mtmt-<source>: with one source's teachers alone
     "tsl-avg": replace(TSL, weights="uniform"),
     "tsl-sim": TSL,
@@ -64,12 +63,12 @@ METHODS = {  # and tsl-<source>, mtmt-<source>: with one source's teachers alone
     "mtmt-scaled": replace(MTMT, scaled=True),
     "mtmt-scaled-nosim": replace(MTMT, scaled=True, lam=0.0),  # the bits of mtmt-nosim
     "self-pooled": replace(TSL, pooled=True, loss="kl", tau=2.0),
-    "mtmt-pooled": replace(UNWEIGHTED, pooled=True, loss="kl", tau=2.0, scaled=True),
+    "mtmt-pooled": Method(pooled=True, loss="kl", tau=2.0, pairs=True, scaled=True, lam=0.5),
 }
 DEFAULTS = ["tsl-sim", "mtmt", "self-pooled", "mtmt-pooled"]
-RECIPES = {  # by the least width of the encoder
+RECIPES = {  # {least width of the encoder: its recipe}
     512: {"lr": 1e-4, "steps": 783, "batch_size": 32, "freeze": 3},  # TSL's student, Sec. 4.1
-    256: {"lr": 1.5e-4, "steps": 1566, "batch_size": 16, "freeze": 3},  # by fidelity
+    256: {"lr": 1.5e-4, "steps": 1566, "batch_size": 16, "freeze": 3},  # chosen by fidelity
     0: {"lr": 3e-3, "steps": 400, "batch_size": 32, "freeze": 0},
 }
 STARTED = {  # of students that start from the pooled recogniser, which has been trained already
@@ -128,10 +127,10 @@ def external_teachers(artifacts, target):
 
 
 def find_teachers(args, config, target, name, seed):
-    """A method, and the caches that a student learns from, with their weights: each of E teachers
-    from elsewhere has 1 / (K + E) of the mixture. The K sources share the rest by Eq. (4).
+    """A method, and the names of the caches that a student learns from. Of the mixture each of E
+    teachers from elsewhere has the share 1 / (K + E); the K sources divide the rest by w, Eq. (4).
 
-      ->  method, recognisers, weights (K + E,), evaluators, w (K,)
+      ->  method, recognisers, their shares (K + E,), evaluators, their weights w (K,)
     """
     sources = [source for source in config["sources"] if source != target]
     external = external_teachers(args.artifacts, target)
@@ -147,17 +146,17 @@ def find_teachers(args, config, target, name, seed):
     E = len(external)
     w = torch.ones(K) / max(1, K)  # K = 0: teachers from elsewhere alone
     if method.weights == "similarity" and K > 1:
-        data.inputs(args.artifacts, f"weights/{target}")
+        data.inputs(args.artifacts, f"weights/{target}")  # stops if they are stale
         a = load_file(args.artifacts / f"weights/{target}/sentences.safetensors")
         if set(a) != set(sources):
             data.stop(f"weights/{target}: of other sources: run 02_teachers.py --overwrite")
         w = torch.stack([a[source] for source in sources]).mean(1)          # w of Eq. (4)
-    weights = torch.cat([K * w, torch.ones(E)]) / (K + E)                   # of K + E parts
+    shares = torch.cat([K * w, torch.ones(E)]) / (K + E)                    # (K + E,)
     recognisers = [f"logits/{target}/recogniser-{source}-s{seed}" for source in sources]
     recognisers += [f"logits/{target}/external-{teacher}-s{seed}" for teacher in external]
     kind = "scaled" if method.scaled else "evaluator"
     evaluators = [f"logits/{target}/{kind}-{source}-s{seed}" for source in sources]
-    return method, recognisers, weights, evaluators if method.pairs else [], w
+    return method, recognisers, shares, evaluators if method.pairs else [], w
 
 
 # ------------------------------------------------------------------------ the student's loss
@@ -214,22 +213,23 @@ def student_loss(student_logits, h, p, evaluators, method, rng):
     """Eq. (9): (6) over the words, and with pairs (7) over pairs of them, weighted by (8).
 
     student_logits (M, C) and states h (M, H) of the student; p (M, C) of the recognisers; of the
-    evaluators vectors (K, M, H), weights (K,), kappas (K,)  ->  scalar, {term: scalar} to log"""
+    evaluators vectors (K, M, H), weights (K,), kappas (K,)  ->  scalar, and {term: scalar} to log:
+    means without the weights (8), which do not add up to the loss"""
     if method.loss == "kl":
         e = soft_target_loss(student_logits, p, method.tau)                 # (M,)
     else:
         e = squared_error(student_logits, p)                                # (M,)
-    loss = e.mean()
+    a = alpha(p) if method.alpha else torch.ones_like(e)                    # (M,)
+    loss = (a * e).mean()
     terms = {"recognition": e.mean()}
     if method.pairs and len(e) > 1:  # a lone word has no partner
         vectors, w, kappas = evaluators
         i, j = teachers.draw_pairs(p.argmax(-1), rng)                       # (P,) by predictions
         t = teacher_similarity(vectors, w, kappas, i, j)                    # (P,)
         bce = similarity_loss(h, i, j, t, kappa=w @ kappas)                 # (P,)
-        a = alpha(p) if method.alpha else torch.ones_like(e)                # (M,)
         b = beta(t) if method.beta else torch.ones_like(t)                  # (P,)
         g = gamma(p[i], p[j], t, method.scaled) if method.gamma else torch.ones_like(t)
-        loss = (a * e).mean() + method.lam * (g * b * bce).mean()
+        loss = loss + method.lam * (g * b * bce).mean()
         terms["similarity"] = (bce - entropy(t)).mean()                     # above its floor
         terms.update(alpha=a.mean(), beta=b.mean(), gamma=g.mean())
     terms["loss"] = loss
@@ -278,14 +278,14 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
 
 def write_ensemble(args, config, target, seed):
     """logits/<target>/ensemble-s<seed>: the mixture (5) of the test words, as log p."""
-    _, recognisers, weights, _, _ = find_teachers(args, config, target, "tsl-sim", seed)
+    _, recognisers, shares, _, _ = find_teachers(args, config, target, "tsl-sim", seed)
     if not all((args.artifacts / name).exists() for name in recognisers):
         return  # pooled teachers alone, say
-    settings = dict(data.inputs(args.artifacts, *recognisers), weights=weights.tolist())
+    settings = dict(data.inputs(args.artifacts, *recognisers), weights=shares.tolist())
     folder = args.artifacts / f"logits/{target}/ensemble-s{seed}"
     if not data.made(folder, settings, args.overwrite):
         logits = torch.stack(load_caches(args.artifacts, recognisers, "test", "logits"))
-        log_p = mixture(logits, weights).clamp_min(1e-6).log()              # (N_words, C)
+        log_p = mixture(logits, shares).clamp_min(1e-6).log()               # (N_words, C)
         with data.writing(folder, settings) as partial:
             save_file({"logits": log_p}, partial / "test.safetensors")
 
@@ -294,7 +294,7 @@ def distil(args, config, target, name, seed):
     """Train one student, students/<target>/<method>-s<seed>, unless it is there."""
     if name in (f"tsl-{target}", f"mtmt-{target}") and name not in METHODS:
         return  # no target teaches itself (and tsl-kl is a method, even for a target kl)
-    method, recognisers, weights, evaluators, w = find_teachers(args, config, target, name, seed)
+    method, recognisers, shares, evaluators, w = find_teachers(args, config, target, name, seed)
     if args.lam is not None and method.lam > 0:
         method = replace(method, lam=args.lam)
     start = config["encoder"]
@@ -307,7 +307,7 @@ def distil(args, config, target, name, seed):
     text = f"data/targets/{target}"
     settings = data.inputs(args.artifacts, text, *recognisers, *evaluators)
     settings.update(recipe, **asdict(method), seed=seed, logits_only=args.logits_only)
-    settings["mixture"] = weights.tolist()
+    settings["mixture"] = shares.tolist()
     folder = args.artifacts / f"students/{target}/{name}-s{seed}"
     if data.made(folder, settings, args.overwrite):
         return
@@ -318,7 +318,7 @@ def distil(args, config, target, name, seed):
     kappas = [data.read_record(args.artifacts / x)["facts"]["kappa"] for x in evaluators]
     logits = load_caches(args.artifacts, recognisers, "train", "logits")
     vectors = load_caches(args.artifacts, evaluators, "train", "vectors")
-    by_recognisers = logits, weights.to(args.device)
+    by_recognisers = logits, shares.to(args.device)
     by_evaluators = vectors, w.to(args.device), torch.tensor(kappas).to(args.device)
     table = teachers.load_table(args.artifacts, f"{text}/train")
     log = train(student, table, by_recognisers, by_evaluators, method, recipe, seed)
@@ -336,7 +336,7 @@ def distil(args, config, target, name, seed):
             table = teachers.load_table(args.artifacts, f"{text}/{split}")
             said = {"logits": teachers.predict_words(student, table, args.device)}
             z = torch.stack(load_caches(args.artifacts, recognisers, split, "logits"))
-            said["mixture"] = mixture(z, weights, method.tau).argmax(-1).byte()  # (N_words,) tags
+            said["mixture"] = mixture(z, shares, method.tau).argmax(-1).byte()  # (N_words,) tags
             save_file(said, partial / f"{split}.safetensors")
         if not args.logits_only:
             student.save_pretrained(partial)

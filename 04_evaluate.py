@@ -112,7 +112,7 @@ def read_gold(artifacts, target, tags):
     """Gold tags by sentence, None where there are none, and what is to be said of them."""
     if not (artifacts / f"gold/{target}/test").exists():
         return None, []
-    data.inputs(artifacts, f"gold/{target}")
+    data.inputs(artifacts, f"gold/{target}")  # stops if it is stale
     table = teachers.load_table(artifacts, f"gold/{target}/test")
     gold = [[tags[k] for k in sentence] for sentence in teachers.sentences_of(table, "tags")]
     notes = []

@@ -51,6 +51,7 @@ def read(tmp_path, content):
     "Anna NNP B-NP B-PER\nruns VBZ B-VP O\n\nin IN B-PP O\nOslo NNP B-NP B-LOC\n",
     "Anna\tAnna\tB-PER\nruns\trun\tO\n\nin\tO\tO\nOslo\tOslo\tB-LOC\n",  # of lemmas one is O
     "Anna O B-PER\nruns O O\n\nin O O\nOslo O B-LOC\n",  # O alone is no column of tags
+    "Anna NE I-NC B-PER\nruns V I-VC O\n\nin P I-PC O\nOslo NE I-NC B-LOC\n",  # German chunks
 ])
 def test_a_word_and_its_tag_are_read_whatever_stands_between(tmp_path, content):
     sentences, _ = read(tmp_path, content)
@@ -84,7 +85,8 @@ def test_words_that_look_like_something_else_are_words(tmp_path, case):
 def test_what_is_repaired_is_counted(tmp_path):
     """In a tag, invisible characters are stripped; a line without a word is dropped."""
     raw = "\ufeff-DOCSTART- -X- O O\r\n\r\n# a comment\r\nAnna  B-\u200bPER\r\n O\r\n"
-    raw += "\u3000 O\r\n\r\nis O \r\nso O\u00ad\u200b\u200e\u2060\ufe0f\ufeff\r\n"
+    raw += "\u3000 O\r\n\r\nis O \r\n"
+    raw += "so O\u00ad\u200b\u200e\u202c\u2060\u061c\ufe0f\ufeff\r\n"
     sentences, counts = read(tmp_path, raw)
     assert sentences == [(["Anna"], ["B-PER"]), (["is", "so"], ["O", "O"])]
     expected = {"bom": 1, "docstart": 1, "crlf": 9, "spaces": 2, "comment": 1}
@@ -149,17 +151,22 @@ REFUSED = {  # a file that can be read in two ways, or in none: (content, words 
     "an id before every word": ("188 Bo B-PER\n188 is O\n188 in O\n188 Oslo B-LOC\n", INDEX),
     "an id before the first word": ("Sentence: 1\tBo\tB-PER\n\tis\tO\n" * 12, INDEX),
     "two tag columns, a typo": ("Bo B-X O\nOE OE O\n" + "Wien B-X O\n" * 3, "(column 2)"),
+    "O is a low line": ("Bo B-X O\nist _ O\nWien B-X B-X\n", "two tag columns (column 2)"),
+    "classes before words": ("".join(f"N {x} O\nV {x}t O\n" for x in "abcde"), INDEX),
+    "identifiers": ("t1 Bo B-X\nt2 ist O\nt7 in O\nt9 Rom O\nt4 da O\n" * 2, INDEX),
     "chunks last": ("Anna NNP B-NP\nlives VBZ B-VP\n\nin IN B-PP\n", "chunks (column 3)"),
     "a space inside a name": ("ist O\nNew York B-LOC\n", "aa.txt:2: columns"),
     "a word without a tag": ("Anna B-PER\nruns\n", "aa.txt:2: columns"),
     "a space for a tab": ("Anna\tB-PER\nruns O\n", "aa.txt:2: columns"),
     "two lines glued": ("is O\nOslo B-LOC. O\nBo B-PER\n", "aa.txt:2: two lines"),
+    "two lines of O glued": ("is O\nda OBo O\n", "aa.txt:2: two lines"),
     "two tags in a cell": ("Bo B-PER,B-MISC\n", "aa.txt:1: several tags"),
     "a tag and O in a cell": ("is O\nBo B-PER/O\n", "aa.txt:2: several tags"),
     "types without B and I": ("is O\nBo PER\n", "aa.txt:2: B- and I- PER"),
     "a Cyrillic O": ("Anna B-PER\nruns \u041e\n", r"aa.txt:2: \u041e"),
-    "a language before words": ("de:Bo B-PER\nzh-yue:in O\nin O\n", "language before every"),
-    "a comma behind every word": ("Anna, B-PER\nlives, O\nin, O\n", "comma tabs"),
+    "a Cyrillic letter in a type": ("Anna B-\u0420ER\n", "aa.txt:1: scripts"),
+    "a language before words": ("simple:Bo O\nzh-TW:in O\nDE:da O\n", "language before every"),
+    "a comma behind every word": ("Anna, B-PER\nlives; O\nin, O\n", "comma tabs"),
     "nothing": ("", "no sentences"),
     "Latin-1": ("so O\ncafé O\n".encode("latin-1"), "aa.txt:2: UTF-8 iconv"),
 }
@@ -173,10 +180,18 @@ def test_a_file_that_can_be_read_in_two_ways_is_refused(tmp_path, case):
         assert part in line
 
 
-@pytest.mark.parametrize("between", [*",;|/_", "__", "\\t", "\u00a0", "\u3000", "//"])
-def test_tags_inside_words_are_refused_whatever_parts_them(tmp_path, between):
-    line = stopped(read, tmp_path, GOOD.replace(" ", between))
-    assert "tags inside the words" in line and "tab" in line
+SHAPES = [*",;|/_", "__", "\\t", "\u00a0", "\u3000", "//", '","']
+SHAPES = [f"{{}}{between}{{}}" for between in SHAPES]
+SHAPES += ["{}[{}]", "<{1}>{0}</{1}>", "{1}/{0}"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tags_inside_words_are_refused_in_whatever_shape(tmp_path, shape):
+    lines = [shape.format(*line.split()) if line else "" for line in GOOD.split("\n")]
+    names_alone = ["Bo/b-per", *["is", "da"] * 20]
+    for content in ("\n".join(lines), "\n".join(names_alone)):
+        line = stopped(read, tmp_path, content)
+        assert "tags inside the words" in line and "tab" in line
 
 
 # ------------------------------------------------------------------------ raw text and odd text

@@ -288,10 +288,10 @@ def test_the_language_loss_equals_a_plain_loop():
         scores = [dot(row, x) for x in model.V(model.mu).tolist()]
         terms.append(-log(softmax(scores)[source]))
     mu = model.mu.tolist()
-    ridge = 0.0
+    penalty = 0.0
     for m, n in itertools.product(range(3), repeat=2):
-        ridge += (dot(mu[m], mu[n]) - (m == n)) ** 2
-    expected = mean(terms) + teachers.SIMILARITY["ridge"] * ridge
+        penalty += (dot(mu[m], mu[n]) - (m == n)) ** 2
+    expected = mean(terms) + teachers.SIMILARITY["penalty"] * penalty
     loss = teachers.language_loss(model, g, sources)
     assert loss.item() == approx(expected, rel=1e-4)
 
@@ -380,7 +380,7 @@ def test_text_or_encoder_that_changed_since_are_refused(copied):
     path = copied / "encoder/model.safetensors"
     tensors = {name: 2 * x for name, x in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})  # weights replaced in place
-    refused("02_teachers.py", copied, says=["encoder is another", "01_data.py --overwrite"])
+    refused("02_teachers.py", copied, says=["encoder differs", "01_data.py --overwrite"])
 
 
 @pytest.mark.parametrize("flags, says", [
@@ -401,13 +401,14 @@ def retagged(lang, split, words, tags):
     return [tag.replace("B-", "I-").replace("ORG", "FIRM") for tag in tags]
 
 
-def test_tags_of_files_of_any_scheme_are_read_and_other_types_are_o(toy, tmp_path):
+def test_tags_of_files_of_any_scheme_are_read_and_other_types_are_o(toy, tmp_path, capsys):
     """The data alone suffices."""
     shutil.copytree(toy / "data", tmp_path / "a/data")
     config = teachers.read_config(toy)
     args = teachers.parse_args(["--artifacts", str(tmp_path / "a"), *QUICK])
     folder = to_conll(tmp_path / "in", ["qac"], retagged)
     teachers.cache_files(args, config, "qac", "external-x-s0", folder)
+    assert "read as O" in capsys.readouterr().out
     rows = load_file(tmp_path / "a/logits/qac/external-x-s0/test.safetensors")
     assert rows["logits"].unique().tolist() == [-20, 0]
     best = rows["logits"].argmax(-1)

@@ -261,8 +261,13 @@ def test_a_lone_word_and_words_of_one_class_have_a_finite_loss(batch, name, n):
     batch.h = batch.h[:n]
     batch.v = batch.v[:, :n]
     batch.logits = torch.zeros(K, n, C)
-    batch.logits[..., 0] = 9
-    loss, _ = loss_of(batch, METHODS[name])
+    batch.logits[..., 0] = 3
+    method = METHODS[name]
+    loss, terms = loss_of(batch, method)
+    if n == 1:  # alpha counts without a pair, too
+        p = distill.mixture(batch.logits, batch.w, method.tau)
+        a = distill.alpha(p).item() if method.alpha else 1
+        assert loss.item() == pytest.approx(a * terms["recognition"].item())
     loss.backward()
     gradient = batch.student.grad
     assert loss.isfinite() and gradient.isfinite().all()
