@@ -79,6 +79,24 @@ for source in sources.split():
                 teachers.cache(args, config, kind, target, name)
 teachers.weigh_sources(args, config, targets.split())
 END
+    python - "$out/$1" "$measured/$1" "$seed" <<'END'
+import glob
+import json
+import sys
+import pandas as pd
+artifacts, name, seed = sys.argv[1:]
+rows = []  # what every teacher of the run scores on its sources' dev text: F1, or AUC of evaluators
+for path in sorted(glob.glob(f"{artifacts}/teachers/*-s{seed}/record.json")):
+    facts = json.load(open(path))["facts"]
+    for source, score in facts["dev"].items():
+        rows.append([path.split("/")[-2], source, *score.values(), facts["kappa"]])
+columns = ["teacher", "source", "score", "kappa"]
+pd.DataFrame(rows, columns=columns).round(2).to_csv(f"{name}-teachers-s{seed}.csv", index=False)
+weights = {}
+for path in sorted(glob.glob(f"{artifacts}/weights/*/weights.json")):
+    weights[path.split("/")[-2]] = json.load(open(path))
+pd.DataFrame(weights).T.to_csv(f"{name}-weights.csv", index_label="target")
+END
 }
 
 case $part in
