@@ -233,14 +233,15 @@ def weight_shapes(alpha, beta, gamma):
     axes[0].plot(x, alpha(x[:, None]))
     axes[1].plot(x, beta(x))
     for axis, scaled in zip(axes[2:], (False, True)):
-        axis.plot(x, gamma(one, one, x, scaled))
-        axis.plot(x, gamma(one, one.flip(1), x, scaled), "--")  # two classes
+        axis.plot(x, gamma(one, one, x, scaled), label="same class")
+        axis.plot(x, gamma(one, one.flip(1), x, scaled), "--", label="another class")
     titles = [r"$\alpha$", r"$\beta$", r"$\gamma$, as published", r"$\gamma$, scaled"]
     for axis, title in zip(axes, titles):
         axis.set(title=title, xlabel="t", ylim=(0, 1.05))
     for axis in axes[1:3]:
         axis.axvspan(0.2689, 0.7311, color="#F7D9C4")  # all that a published t can be
-    axes[0].set_xlabel("largest probability in p")
+    axes[0].set(xlabel="largest probability in p", ylabel="weight")
+    axes[2].legend(title="recognisers say", loc="lower center")
 
 
 def slopes(losses, steps=0):
@@ -255,8 +256,9 @@ def slopes(losses, steps=0):
             slope = torch.func.grad(lambda z: loss(z, p).sum())
             z = z - 3 * slope(z)
         axis.plot(z[0, 1] - z[0, 0], loss(z, p), "o")
+        axis.set(title=f"{name}, {steps} steps", ylim=(-0.3, 8))
         axis.set_xlabel("logit of the right tag less the other")
-        axis.set_title(f"{name}, {steps} steps")
+    axes[0].set_ylabel("loss")
 
 
 LOSS_MAP = r"""
@@ -316,7 +318,7 @@ def confusion(counts):
         for said, drawn in zip(table, axis.containers):
             names = [said if x > 15 else "" for x in table[said]]
             axis.bar_label(drawn, names, label_type="center")
-        axis.set_title(f"gold {kind}: called so, in %")
+        axis.set_title(f"words that are {kind}, called (%)")
     axes[0].invert_yaxis()
 
 
