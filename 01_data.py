@@ -201,7 +201,7 @@ def file_hashes(folder, pattern="."):
 def encoder_fingerprint(encoder):
     """Of an encoder folder its files of weights and vocabulary, of a hub name its commit."""
     if Path(encoder).is_dir():
-        files = r"config|tokeniz|vocab|merges|sentencepiece|spiece|model|pytorch"
+        files = "(config|tokeniz|vocab|merges|sentencepiece|spiece|model|pytorch)[^/]*$"
         return fingerprint(file_hashes(Path(encoder), files))
     if Path(encoder).is_absolute():
         stop(f"{encoder}: no such folder: has the encoder moved?")
@@ -324,25 +324,33 @@ TAG = r"(O|[BIESLUM]-[^\s\"']+)"
 NO_TAGS = {  # what a cell of the last column may look like instead, and what to do about it
     r"[BIESLUM]-.*([,;|]|[^A-Za-z0-9]([BIESLUM]-|O$)).*": "several tags in one cell: keep one",
     r"[A-Z][A-Z_]+": "no IOB tag: B- and I- are missing, as in B-PER I-PER",
-    r"[BIESLUM]-(?=.*[A-Za-z])(?=.*[\u0370-\u052f]).*": "letters of two scripts in one type",
+    r"[BIESLUM]-.*([A-Za-z][\u0370-\u052f]|[\u0370-\u052f][A-Za-z]).*": "two scripts in a type",
     rf"(?!{TAG}$).*": "no IOB or IOBES tag (O, B-PER): put one into the last column",
 }
 TAGGED = r".+?(\\t|[\W\d_]{1,2})(O|[BIESLUM]-[\w.-]+)"  # word/B-PER
-MARKED = r"(?i)(.*[\W_])?[BIESLUM]-(PER(SON)?|LOC|ORG|MISC|GPE|DATE)([\W_].*)?"  # [b-per]word
+USUAL = "(PERS?(ON)?|LOC(ATION)?|ORG(ANI[SZ]ATION)?|MISC|GPE|DATE)"
+MARKED = rf"(?i)(?!.*://)(.*[\W_])?[BIESLUM]-{USUAL}([\W_].*)?"  # [b-per]word
 NO_WORDS = [  # what more than a share of the words may look like, and what to do about it
     (TAGGED, 0.5, "tags inside the words: put a tab between them"),
     (MARKED, 0.02, "tags inside the words: put a tab between them"),
-    (r"[A-Za-z]{2,8}(-[A-Za-z]+)*:.+", 0.5, "a language before every word: take it off"),
-    (r".+[,;]", 0.5, "a comma behind every word: part columns by tabs"),
+    (r"(?i)([a-z]{2,3}|simple)(-[a-z]+)*:.+", 0.5, "a language before every word: take it off"),
+    (r"(?!&).+[,;]", 0.5, "a comma behind every word: part columns by tabs"),
 ]
-CHUNK = r"O|[BI]-((N|V|P|ADJ|ADV|CONJ|UC)[PCX]|SBAR|PRT|INTJ|LST)"  # of CoNLL-2003
-INVISIBLE = "[\0\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff]"
+CHUNK = r"O|[BI]-((N|V|P|ADJ|ADV|CONJ|UC)[PC]|SBAR|PRT|INTJ|LST)"  # of CoNLL-2003
+NUMBER = r"\W?[A-Za-z]?\d[\d\W]*"  # 1 [1] t1 0-1
+INVISIBLE = "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff]"
 UNSPACED = ".*[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{8}.*"
 
 
 def share(pattern, cells):
     """What share of the cells looks like the pattern?"""
     return sum(bool(re.fullmatch(pattern, cell)) for cell in cells) / max(1, len(cells))
+
+
+def many(form, limit, cells):
+    """The first cell that looks like the form, if more than one and more than that share do."""
+    found = [cell for cell in cells if re.fullmatch(form, cell)]
+    return found[0] if len(found) > max(1, limit * len(cells)) else None
 
 
 def read_lines(path):
@@ -354,6 +362,8 @@ def read_lines(path):
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         stop(f"{path}:{line}: not UTF-8: convert the file, for example with iconv")
+    if "\0" in text:
+        stop(f"{path}: not UTF-8 but perhaps UTF-16: convert the file, for example with iconv")
     lines = re.split(r"\r*\n|\r", text)  # \r\r\n is one line end, too
     counts = Counter(crlf=text.count("\r"), bom=sum(line[:1] == "\ufeff" for line in lines))
     return [line.removeprefix("\ufeff") for line in lines], counts
@@ -379,8 +389,8 @@ def read_conll(path):
             sentences.append([])
         elif not sentences[-1] and re.match(comment, line):
             counts["comment"] += 1
-        elif is_spaced and any(re.match(r"O|[BIESLUM]-\w", x) for x in columns[1:-1]):
-            problem = "two lines run together: put a line end between them"
+        elif is_spaced and any(re.match(r"O($|[^a-z])|[BIESLUM]-\w", x) for x in columns[:-1]):
+            problem = "two lines run together, or a space in a word: mend the line"
         elif is_spaced and columns[0] != "#":
             sentences[-1].append([" ".join(columns[:-1]), "O"])
         elif len(columns) != width:
@@ -421,18 +431,20 @@ def check_columns(path, sentences, no_word):
     no_words = sum(steps) > max(1, 0.9 * len(steps)) or no_word > max(9, 0.1 * len(words))
     if len(words) > 9 and len(others) > 1 and share(r"\D+", others[0]) > 0.5:
         # the second column may hold the words: is the first one of numbers, or of a few classes?
-        few = 3 * len(set(words)) < len(set(others[0]))
-        no_words = no_words or few or share(r".*\d.*", words) > 0.9
+        few = share("[A-Z.$_-]+", words) > 0.5 and 3 * len(set(words)) < len(set(others[0]))
+        no_words = no_words or few or share(NUMBER, words) > 0.9
     if no_words:
         stop(f"{path}: the first column is an index, a class or empty: put the word first")
     for form, limit, problem in NO_WORDS:
-        if share(form, words) > limit:
-            stop(f"{path}: {problem} ({words[0]!a})")
+        found = many(form, limit, words)
+        if found is not None:
+            stop(f"{path}: {problem} ({found!a})")
     for number, column in enumerate(others, start=2):
-        marked = [cell for cell in column if cell not in ("O", "_", "-")]
+        form, none = (TAG, ["O"]) if "O" in column else ("[BIESLUM]-[A-Z_]+", ["_", "-"])
+        marked = [cell for cell in column if cell not in none]
         is_last = number == len(others) + 1
         has_chunks = share(CHUNK, marked) > 0.5
-        if share(TAG, marked) > 0.5 and has_chunks == is_last:
+        if share(form, marked) > 0.5 and has_chunks == is_last:
             problem = "chunks (NP, VP) in its last column" if is_last else "two tag columns"
             stop(f"{path}: {problem} (column {number}): keep the entities, in the last one")
 
@@ -444,7 +456,7 @@ def read_raw_text(path):
     if not lines:
         stop(f"{path}: no sentences in it: put one on each line")
     tokens = [token for line in lines for token in line.split()]
-    has_tags = share(TAGGED, tokens) > 0.5 or share(MARKED, tokens) > 0.02
+    has_tags = many(TAGGED, 0.5, tokens) or many(MARKED, 0.02, tokens)
     if has_tags or share(rf"\S+\s(.*\s)?{TAG}", lines) > 0.5:
         stop(f"{path}: words with tags, no raw text: name it train.txt, a tab before each tag")
     splitter = pre_tokenizers.BertPreTokenizer()

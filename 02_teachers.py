@@ -76,7 +76,7 @@ def read_config(artifacts):
         data.stop(f"{artifacts}/data: missing or incomplete: run python 01_data.py first")
     config = json.loads((artifacts / "data/config.json").read_text())
     if config["encoder"] == "scratch":
-        config["encoder"] = str(artifacts / "encoder")
+        config["encoder"] = str((artifacts / "encoder").absolute())
         torch.set_num_threads(1)  # as fast for a tiny model, and the same bits everywhere
     same_text = data.inputs(artifacts, *config["pieces"]) == config["pieces"]
     if not same_text or data.encoder_fingerprint(config["encoder"]) != config["encoder_files"]:

@@ -71,7 +71,11 @@ WORDS = {  # what looks like something else and is words all the same
     "separators inside": ("a\u2028b O\nc\x85d\u200ce O\n", "a\u2028b·c\x85d\u200ce"),
     "two byte order marks": ("\ufeffBo O\n\n\ufeffist O\n", "Bo / ist"),
     "a space inside a word of a tabbed file": ("New York\tB-LOC\nist\tO\n", "New York·ist"),
-    "a space inside a word that is no name": ("ist O\n10 000 O\n", "ist·10 000"),
+    "a space inside a word that is no name": ("ist O\n10 Oktober O\n", "ist·10 Oktober"),
+    "a lemma like a tag": ("Bo _ B-PER\nemail E-Mail O\nRom _ B-LOC\n", "Bo·email·Rom"),
+    "addresses": ("http://e-date.de\nda\nhttp://b-loc\n", "http://e-date.de·da·http://b-loc"),
+    "characters of words": ("上 上海 O\n海 上海 O\n" * 6, "上·海·上·海·上·海·上·海·上·海·上·海"),
+    "types of two scripts": ("β B-β_blocker\nBo B-PER_имя\n", "β·Bo"),
 }
 
 
@@ -151,7 +155,7 @@ REFUSED = {  # a file that can be read in two ways, or in none: (content, words 
     "an id before every word": ("188 Bo B-PER\n188 is O\n188 in O\n188 Oslo B-LOC\n", INDEX),
     "an id before the first word": ("Sentence: 1\tBo\tB-PER\n\tis\tO\n" * 12, INDEX),
     "two tag columns, a typo": ("Bo B-X O\nOE OE O\n" + "Wien B-X O\n" * 3, "(column 2)"),
-    "O is a low line": ("Bo B-X O\nist _ O\nWien B-X B-X\n", "two tag columns (column 2)"),
+    "O is a low line": ("Bo B-X O\nist _ O\nda _ O\nWien B-X B-X\n", "two (column 2)"),
     "classes before words": ("".join(f"N {x} O\nV {x}t O\n" for x in "abcde"), INDEX),
     "identifiers": ("t1 Bo B-X\nt2 ist O\nt7 in O\nt9 Rom O\nt4 da O\n" * 2, INDEX),
     "chunks last": ("Anna NNP B-NP\nlives VBZ B-VP\n\nin IN B-PP\n", "chunks (column 3)"),
@@ -165,8 +169,12 @@ REFUSED = {  # a file that can be read in two ways, or in none: (content, words 
     "types without B and I": ("is O\nBo PER\n", "aa.txt:2: B- and I- PER"),
     "a Cyrillic O": ("Anna B-PER\nruns \u041e\n", r"aa.txt:2: \u041e"),
     "a Cyrillic letter in a type": ("Anna B-\u0420ER\n", "aa.txt:1: scripts"),
-    "a language before words": ("simple:Bo O\nzh-TW:in O\nDE:da O\n", "language before every"),
-    "a comma behind every word": ("Anna, B-PER\nlives; O\nin, O\n", "comma tabs"),
+    "a language before words": ("simple:Bo O\nsimple:in O\nda O\n", "language before every"),
+    "a region before words": ("zh-TW:Bo O\nzh-TW:in O\nda O\n", "language before every"),
+    "a language in capitals": ("DE:Bo O\nDE:in O\nda O\n", "language before every"),
+    "a comma behind every word": ("Anna, B-PER\nlives, O\nin O\n", "comma tabs"),
+    "a semicolon behind every word": ("Anna; B-PER\nlives; O\nin O\n", "comma tabs"),
+    "UTF-16 without a mark": ("Bo B-PER\nist O\n".encode("utf-16-be"), "UTF-16 iconv"),
     "nothing": ("", "no sentences"),
     "Latin-1": ("so O\ncafé O\n".encode("latin-1"), "aa.txt:2: UTF-8 iconv"),
 }
@@ -188,10 +196,16 @@ SHAPES += ["{}[{}]", "<{1}>{0}</{1}>", "{1}/{0}"]
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tags_inside_words_are_refused_in_whatever_shape(tmp_path, shape):
     lines = [shape.format(*line.split()) if line else "" for line in GOOD.split("\n")]
-    names_alone = ["Bo/b-per", *["is", "da"] * 20]
-    for content in ("\n".join(lines), "\n".join(names_alone)):
-        line = stopped(read, tmp_path, content)
-        assert "tags inside the words" in line and "tab" in line
+    line = stopped(read, tmp_path, "\n".join(lines))
+    assert "tags inside the words" in line and "tab" in line
+
+
+@pytest.mark.parametrize("content", [
+    "Bo/B-DIS\nist/O\nda/O\n", "Bo\\tB-DIS\nist\\tO\nda\\tO\n",  # a type like no other
+    "Bo/b-per\nist\nda\n\nRom/i-location\nist\nda\n",  # of names alone
+])
+def test_tags_of_unusual_types_and_of_names_alone_are_seen_inside_words(tmp_path, content):
+    assert "tags inside the words" in stopped(read, tmp_path, content)
 
 
 # ------------------------------------------------------------------------ raw text and odd text

@@ -377,10 +377,15 @@ def test_text_or_encoder_that_changed_since_are_refused(copied):
     here("01_data.py", copied, "--max-length", "64", "--overwrite")
     says = ["recogniser-qaa-s0: made from other data/sources/qaa", "--overwrite"]
     refused("02_teachers.py", copied, *QUICK, says=says)
+    (copied / "encoder/.git").mkdir()
+    (copied / "encoder/.git/config").write_text("no file of the encoder")
+    teachers.read_config(copied)
     path = copied / "encoder/model.safetensors"
     tensors = {name: 2 * x for name, x in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})  # weights replaced in place
     refused("02_teachers.py", copied, says=["encoder differs", "01_data.py --overwrite"])
+    path.parent.rename(copied / "moved")
+    refused("02_teachers.py", copied, says=["encoder: no such folder: has the encoder moved?"])
 
 
 @pytest.mark.parametrize("flags, says", [
