@@ -8,8 +8,8 @@
 # notebooks/measured/<part>-s<seed>-<target>.safetensors, and is skipped where that is there: remove it to make it anew.
 set -euo pipefail
 part=$1 seed=$2 corpora=$3 encoder=$4 out=$5
-new="fon bbj ewe lug mos nya twi"     # not looked at before the first plan
-old="ibo kin sna pcm xho"
+new="fon bbj ewe lug mos nya twi"  # seven languages that were not looked at before
+all="$new ibo kin sna pcm xho"
 measured=notebooks/measured
 mkdir -p "$measured"
 
@@ -77,7 +77,8 @@ for source in sources.split():
         for target in targets.split():
             if target != source:
                 teachers.cache(args, config, kind, target, name)
-teachers.weigh_sources(args, config, targets.split())
+if len(config["sources"]) > 1:
+    teachers.weigh_sources(args, config, targets.split())
 END
     python - "$out/$1" "$measured/$1" "$seed" <<'END'
 import glob
@@ -95,7 +96,8 @@ pd.DataFrame(rows, columns=columns).round(2).to_csv(f"{name}-teachers-s{seed}.cs
 weights = {}
 for path in sorted(glob.glob(f"{artifacts}/weights/*/weights.json")):
     weights[path.split("/")[-2]] = json.load(open(path))
-pd.DataFrame(weights).T.to_csv(f"{name}-weights.csv", index_label="target")
+if weights:
+    pd.DataFrame(weights).T.to_csv(f"{name}-weights.csv", index_label="target")
 END
 }
 
@@ -104,22 +106,11 @@ conll) # TSL's own experiment: each of three languages taught by the other three
     data conll "en de es nl" "es nl de" --limit 2000 --limit-text 2000
     teach conll "recogniser scaled" "en de es nl" "es nl de"
     teach conll evaluator en "es nl de"
-    students conll "es nl de" "tsl-en tsl-sim mtmt-en mtmt-scaled" --steps 625
-    ;;
-conll-pooled) # the same with the pooled teachers, after the part conll
-    python 02_teachers.py --artifacts "$out/conll" --seeds "$seed" --sources pooled
-    students conll "es nl de" "self-pooled"
-    ;;
-african | african-old) # seven targets and five more, four sources
-    targets=$([ "$part" = african ] && echo "$new" || echo "$old")
-    data african "en swa hau yor" "$new $old" --limit 1000 --limit-text 2000
-    teach african "recogniser scaled" "en swa hau yor" "$targets"
-    teach african recogniser pooled "$targets"
-    students african "$targets" "tsl-sim mtmt-scaled" --steps 625
+    students conll "nl de" "tsl-en tsl-sim mtmt-en mtmt-scaled" --steps 625
     ;;
 conll-long) # after the part conll: as many passes as TSL's own students have, 25,000
     without_students conll
-    students conll-long "nl de es" "tsl-en tsl-sim mtmt-en mtmt-scaled" --steps 1566
+    students conll-long nl "tsl-en tsl-sim mtmt-en mtmt-scaled" --steps 1566
     ;;
 conll-text) # after the part conll: 25,000 passes over as much text as TSL has
     data conll-text "en de es nl" "es nl de" --limit 2000 --limit-text 8000
@@ -127,20 +118,38 @@ conll-text) # after the part conll: 25,000 passes over as much text as TSL has
     for target in nl de es; do
         teach conll-text recogniser "en de es nl" "$target"
         teach conll-text evaluator en "$target"
-        students conll-text "$target" "tsl-en tsl-sim mtmt-en" --steps 1566
+        methods="tsl-en tsl-sim"
+        [ "$target" = es ] || methods="$methods mtmt-en"
+        students conll-text "$target" "$methods" --steps 1566
     done
     ;;
-african-long) # 25,000 passes on the seven; needs no other part
-    data african-long "en swa hau yor" "$new $old" --limit 1000 --limit-text 2000
+african-long) # seven languages, four sources, 25,000 passes
+    data african-long "en swa hau yor" "$all" --limit 1000 --limit-text 2000
     teach african-long recogniser "en swa hau yor pooled" "$new"
     students african-long "$new" tsl-sim --steps 1566
     ;;
-african-scaled) # after the part african-long: the complete method, with its evaluators
+african-mtmt) # after the part african-long: the complete method, with its evaluators
     teach african-long scaled "en swa hau yor" "$new"
     students african-long "$new" mtmt-scaled --steps 1566
     ;;
 african-pooled) # after the part african-long: self-training, from the pooled recogniser
     students african-long "$new" self-pooled --steps 625
+    ;;
+african) # the smaller diet, 10,000 passes
+    data african "en swa hau yor" "$all" --limit 1000 --limit-text 2000
+    teach african "recogniser scaled" "en swa hau yor" "bbj ewe lug mos nya sna"
+    teach african recogniser pooled "bbj ewe lug mos nya sna"
+    students african "bbj ewe lug mos nya sna" "tsl-sim mtmt-scaled" --steps 625
+    ;;
+labels) # one source with as many labels as four have together; no student reads the text
+    for source in en swa; do
+        name="labels-$source"
+        data "$name" "$source" "$new" --limit 4000 --limit-text 10
+        teach "$name" recogniser "$source" "$new"
+        for target in $new; do
+            [ -e "$measured/$name-s$seed-$target.safetensors" ] || keep "$name" "$target" "$measured/$name-s$seed-$target"
+        done
+    done
     ;;
 figure) # README's figure, from the committed counts; the other arguments do not matter
     python - "$measured" <<'END'
@@ -149,56 +158,13 @@ import importlib
 import sys
 from safetensors.torch import load_file
 evaluate = importlib.import_module("04_evaluate")
-counts = {}
-for part in ("african-pooled", "african-long"):
-    for path in glob.glob(f"{sys.argv[1]}/{part}-s*.safetensors"):
-        for name, table in load_file(path).items():
-            counts[tuple(name.split("/"))] = table.long().numpy()
-comparisons = evaluate.compare(counts, ["direct-en"])
-evaluate.draw_gains(comparisons, "direct-en").savefig(f"{sys.argv[1]}/gains.png")
+counts = {}  # of the systems with two runs
+for path in glob.glob(f"{sys.argv[1]}/african-long-s*.safetensors"):
+    for name, table in load_file(path).items():
+        target, method, seed = name.split("/")
+        counts[target, method, int(seed)] = table.long().numpy()
+comparisons = evaluate.compare(counts, ["direct-swa"])
+evaluate.draw_gains(comparisons, "direct-swa").savefig(f"{sys.argv[1]}/gains.png")
 END
-    ;;
-african-more) # more systems on the seven, after the part african
-    python 02_teachers.py --artifacts "$out/african" --seeds "$seed" --targets $new
-    students african "$new" "self-pooled mtmt-pooled tsl-en mtmt-en mtmt tsl-kl mtmt-nosim" --steps 625
-    ;;
-labels) # as many labels as pooling sees: one source with 4,000, and pooling with 4 x 250; no student reads the text
-    for source in en swa; do
-        data "labels-$source" "$source" "$new $old" --limit 4000 --limit-text 10
-        teach "labels-$source" recogniser "$source" "$new $old"
-    done
-    data labels-pooled "en swa hau yor" "$new $old" --limit 250 --limit-text 10
-    teach labels-pooled recogniser pooled "$new $old"
-    for name in labels-en labels-swa labels-pooled; do
-        for target in $new $old; do
-            [ -e "$measured/$name-s$seed-$target.safetensors" ] || keep "$name" "$target" "$measured/$name-s$seed-$target"
-        done
-    done
-    ;;
-own) # each target's own 1,000 labels, for reference: its corpus is the source, under another name
-    for target in $new $old; do
-        mkdir -p "$out/own-corpora" && ln -sfn "$(realpath "$corpora")/$target" "$out/own-corpora/$target"
-        ln -sfn "$(realpath "$corpora")/$target" "$out/own-corpora/$target-gold"
-        corpora="$out/own-corpora" data "own-$target" "$target-gold" "$target" --limit 1000 --limit-text 10
-        teach "own-$target" recogniser "$target-gold" "$target"
-        keep "own-$target" "$target" "$measured/own-s$seed-$target"
-    done
-    ;;
-passes) # was it the text or the steps that the students lacked? 500 or 2,000 sentences, 3,000 or 10,000 passes
-    for text in 500 2000; do
-        data "passes-$text" "en swa hau yor" "ibo kin pcm sna" --limit 1000 --limit-text $text
-        teach "passes-$text" recogniser "en swa hau yor" "ibo kin pcm sna"
-        for steps in 188 625; do
-            name="passes-$text-$steps"
-            [ -e "$out/$name" ] || cp -r "$out/passes-$text" "$out/$name"
-            for target in ibo kin pcm sna; do
-                file="$measured/$name-s$seed-$target"
-                [ -e "$file.safetensors" ] && continue
-                python 03_distill.py --artifacts "$out/$name" --seeds "$seed" --targets "$target" \
-                    --logits-only --methods tsl-sim --steps "$steps"
-                keep "$name" "$target" "$file"
-            done
-        done
-    done
     ;;
 esac
