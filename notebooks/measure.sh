@@ -8,7 +8,7 @@
 # notebooks/measured/<part>-s<seed>-<target>.safetensors, and is skipped where that is there: remove it to make it anew.
 set -euo pipefail
 part=$1 seed=$2 corpora=$3 encoder=$4 out=$5
-new="fon bbj ewe lug mos nya twi"  # seven languages that were not looked at before
+new="fon bbj ewe lug mos nya twi"  # seven languages that were new to the first plan
 all="$new ibo kin sna pcm xho"
 measured=notebooks/measured
 mkdir -p "$measured"

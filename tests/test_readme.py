@@ -69,8 +69,15 @@ def test_what_rests_on_one_run_is_that_of_the_committed_files():
             first[target, f"{method}-4000", seed] = x
     rows = evaluate.compare(first, ["direct-pooled", "direct-en-4000", "direct-swa-4000"])
     assert f"gains {gain(rows, 'self-pooled', 'direct-pooled')} by that" in WORDS
+    f1 = evaluate.micro(evaluate.score_rows(first, ["LOC", "ORG", "PER"]))
+    f1 = f1.groupby("method").f1.mean()
     for source in ("en", "swa"):
         assert gain(rows, "tsl-sim", f"direct-{source}-4000") in WORDS
+        name = f"direct-{source}"
+        assert f"has {f1[f'{name}-4000']:.1f}" in WORDS and f"({f1[name]:.1f} with 1,000" in WORDS
+    shona = evaluate.compare(counts_of("african"), ["direct-en"])
+    shona = shona[(shona.target == "sna") & (shona.method == "tsl-sim")]
+    assert f"is {-shona.delta_f1.item():.1f} F1 below direct transfer" in WORDS
     control = evaluate.compare(counts_of("conll-text"), ["direct-en"])
     names = {"es": "Spanish", "de": "German", "nl": "Dutch"}
     for method, target in [*[("tsl-sim", x) for x in names], ("mtmt-en", "de"), ("mtmt-en", "nl")]:
