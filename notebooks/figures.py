@@ -233,15 +233,15 @@ def weight_shapes(alpha, beta, gamma):
     axes[0].plot(x, alpha(x[:, None]))
     axes[1].plot(x, beta(x))
     for axis, scaled in zip(axes[2:], (False, True)):
-        axis.plot(x, gamma(one, one, x, scaled), label="same class")
-        axis.plot(x, gamma(one, one.flip(1), x, scaled), "--", label="another class")
+        axis.plot(x, gamma(one, one, x, scaled), label="recognisers: same")
+        axis.plot(x, gamma(one, one.flip(1), x, scaled), "--", label="different")
     titles = [r"$\alpha$", r"$\beta$", r"$\gamma$, as published", r"$\gamma$, scaled"]
     for axis, title in zip(axes, titles):
         axis.set(title=title, xlabel="t", ylim=(0, 1.05))
     for axis in axes[1:3]:
         axis.axvspan(0.2689, 0.7311, color="#F7D9C4")  # all that a published t can be
     axes[0].set(xlabel="largest probability in p", ylabel="weight")
-    axes[2].legend(title="recognisers say", loc="lower center")
+    axes[2].legend()
 
 
 def slopes(losses, steps=0):
@@ -256,9 +256,8 @@ def slopes(losses, steps=0):
             slope = torch.func.grad(lambda z: loss(z, p).sum())
             z = z - 3 * slope(z)
         axis.plot(z[0, 1] - z[0, 0], loss(z, p), "o")
-        axis.set(title=f"{name}, {steps} steps", ylim=(-0.3, 8))
+        axis.set(title=f"{name}, {steps} steps", ylabel="loss", ylim=(-0.3, 8))
         axis.set_xlabel("logit of the right tag less the other")
-    axes[0].set_ylabel("loss")
 
 
 LOSS_MAP = r"""
@@ -346,7 +345,6 @@ def forest(series, xlabel):
         axis.plot(rows.delta_f1, y, "os"[n], color=shade, mec="black", label=name)
     axis.axvline(0, color="black", linewidth=1)
     axis.set_yticks(range(len(labels)), labels)
-    axis.set_xlabel(xlabel)
-    axis.margins(y=0.1)
+    axis.set(xlabel=xlabel, ymargin=0.1)
     axis.invert_yaxis()
     axis.figure.legend(loc="outside upper center", ncols=2)
