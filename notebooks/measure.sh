@@ -132,6 +132,9 @@ african-mtmt) # after the part african-long: the complete method, with its evalu
     teach african-long scaled "en swa hau yor" "$new"
     students african-long "$new" mtmt-scaled --steps 1566
     ;;
+nosim) # after the part african-mtmt, on Twi: its weights without its second task
+    students african-long twi mtmt-scaled-nosim --steps 1566
+    ;;
 african-pooled) # after the part african-long: self-training, from the pooled recogniser
     students african-long "$new" self-pooled --steps 625
     ;;
