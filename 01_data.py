@@ -347,7 +347,7 @@ def share(pattern, cells):
     return sum(bool(re.fullmatch(pattern, cell)) for cell in cells) / max(1, len(cells))
 
 
-def many(form, limit, cells):
+def first_of_many(form, limit, cells):
     """The first cell that looks like the form, if more than one and more than that share do."""
     found = [cell for cell in cells if re.fullmatch(form, cell)]
     return found[0] if len(found) > max(1, limit * len(cells)) else None
@@ -428,20 +428,21 @@ def check_columns(path, sentences, no_word):
         column = [cell for cell in column if not re.fullmatch(r"\d+[-.]\d+", cell)]
         for a, b in zip(column, column[1:]):
             steps.append(a == b or (a.isdecimal() and b == str(int(a) + 1)))
-    no_words = sum(steps) > max(1, 0.9 * len(steps)) or no_word > max(9, 0.1 * len(words))
+    is_index = sum(steps) > max(1, 0.9 * len(steps)) or no_word > max(9, 0.1 * len(words))
     if len(words) > 9 and len(others) > 1 and share(r"\D+", others[0]) > 0.5:
         # the second column may hold the words: is the first one of numbers, or of a few classes?
         few = share("[A-Z.$_-]+", words) > 0.5 and 3 * len(set(words)) < len(set(others[0]))
-        no_words = no_words or few or share(NUMBER, words) > 0.9
-    if no_words:
+        is_index = is_index or few or share(NUMBER, words) > 0.9
+    if is_index:
         stop(f"{path}: the first column is an index, a class or empty: put the word first")
     for form, limit, problem in NO_WORDS:
-        found = many(form, limit, words)
+        found = first_of_many(form, limit, words)
         if found is not None:
             stop(f"{path}: {problem} ({found!a})")
     for number, column in enumerate(others, start=2):
-        form, none = (TAG, ["O"]) if "O" in column else ("[BIESLUM]-[A-Z_]+", ["_", "-"])
-        marked = [cell for cell in column if cell not in none]
+        has_o = "O" in column  # else an empty cell may be a low line or a hyphen
+        marked = [cell for cell in column if cell not in (["O"] if has_o else ["_", "-"])]
+        form = TAG if has_o else "[BIESLUM]-[A-Z_]+"  # a lemma may be E-Mail
         is_last = number == len(others) + 1
         has_chunks = share(CHUNK, marked) > 0.5
         if share(form, marked) > 0.5 and has_chunks == is_last:
@@ -456,7 +457,7 @@ def read_raw_text(path):
     if not lines:
         stop(f"{path}: no sentences in it: put one on each line")
     tokens = [token for line in lines for token in line.split()]
-    has_tags = many(TAGGED, 0.5, tokens) or many(MARKED, 0.02, tokens)
+    has_tags = first_of_many(TAGGED, 0.5, tokens) or first_of_many(MARKED, 0.02, tokens)
     if has_tags or share(rf"\S+\s(.*\s)?{TAG}", lines) > 0.5:
         stop(f"{path}: words with tags, no raw text: name it train.txt, a tab before each tag")
     splitter = pre_tokenizers.BertPreTokenizer()

@@ -116,6 +116,18 @@ def test_the_gradient_of_kl_is_tau_times_q_minus_p(batch, tau):
     assert torch.allclose(z.grad, tau * (q - p), atol=1e-5)
 
 
+def test_only_kl_has_a_gradient_where_the_student_is_confidently_wrong():
+    p = torch.tensor([[1.0, 0.0]])
+    z = torch.tensor([[-15.0, 15.0]], requires_grad=True)
+    squared = distill.squared_error(z, p)
+    kl = distill.soft_target_loss(z, p, 1.0)
+    assert kl.item() == pytest.approx(30)  # of a target with a zero in it
+    by_squared, = torch.autograd.grad(squared, z)
+    by_kl, = torch.autograd.grad(kl, z)
+    assert by_squared.abs().max() < 1e-10
+    assert by_kl.abs().max() > 0.99
+
+
 def test_the_similarity_gradient_is_sigmoid_of_the_cosine_minus_t():
     angle = torch.tensor(math.acos(0.6), requires_grad=True)
     turned = torch.stack([torch.cos(angle), torch.sin(angle)])

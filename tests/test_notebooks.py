@@ -76,6 +76,23 @@ def test_a_notebook_defines_no_name_that_the_scripts_own(path):
     assert not defined(code_of(path)) & names
 
 
+NO_METHOD = ("#", "import", "from", "data =", "teachers =", "figure", "axis", "assert")
+THEIRS = re.compile(r"\b(data|teachers|distill|evaluate)\.")  # a call of a script's is no copy
+
+
+@every_notebook
+def test_a_notebook_copies_no_line_of_the_method(path):
+    """But for the solutions of what a reader writes."""
+    if path.stem == "solutions":
+        pytest.skip("solutions are written out")
+    method = set()
+    for name in SCRIPTS[:3]:
+        method |= {line.strip() for line in (ROOT / f"{name}.py").read_text().split("\n")}
+    method = {x for x in method if len(x) > 30 and not x.startswith(NO_METHOD)}
+    own = {line.strip() for line in code_of(path) if not THEIRS.search(line)}
+    assert len(method) > 500 and not own & method
+
+
 @every_notebook
 def test_source_that_a_notebook_shows_is_todays(path):
     text = printed(path)

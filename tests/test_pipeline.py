@@ -34,7 +34,7 @@ def commands(text):
     return found
 
 
-def test_every_command_in_the_readme_parses_and_the_four_stand_in_order():
+def test_every_command_of_the_readme_and_docstrings_parses_and_the_four_stand_in_order():
     found = commands((ROOT / "README.md").read_text().replace("\\\n", " "))
     shown = [commands(importlib.import_module(name).__doc__) for name in SCRIPTS]
     for script, flags in found + sum(shown, []):

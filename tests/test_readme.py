@@ -78,6 +78,12 @@ def test_what_rests_on_one_run_is_that_of_the_committed_files():
     shona = evaluate.compare(counts_of("african"), ["direct-en"])
     shona = shona[(shona.target == "sna") & (shona.method == "tsl-sim")]
     assert f"is {-shona.delta_f1.item():.1f} F1 below direct transfer" in WORDS
+    nosim = evaluate.micro(evaluate.score_rows(counts_of("nosim"), ["LOC", "ORG", "PER"]))
+    nosim = nosim.set_index("method").f1
+    repeated = pd.read_csv(ROOT / "notebooks/measured/nosim-s0-twi.csv").set_index("method")
+    for method in ("mtmt-scaled", "mtmt-scaled-nosim"):
+        fidelity = f"{repeated.fidelity_train[method]:.0f}"
+        assert f"it is {fidelity} (F1 {nosim[method]:.1f})" in WORDS
     control = evaluate.compare(counts_of("conll-text"), ["direct-en"])
     names = {"es": "Spanish", "de": "German", "nl": "Dutch"}
     for method, target in [*[("tsl-sim", x) for x in names], ("mtmt-en", "de"), ("mtmt-en", "nl")]:
