@@ -53,7 +53,7 @@ HUB_FILES = {  # those with @ are the hub's own Parquet copies
     "conll en": "eriktks/conll2003@refs%2Fconvert%2Fparquet/conll2003/{split}/0000.parquet",
 }
 HUB_TYPES = {"masakhaner": "DATE", "conll": "MISC"}  # beside PER, ORG and LOC
-NOT_NAMES = ["pooled", "avg", "sim", "kl", "scaled"]  # for a source: tsl-avg is a system
+NOT_NAMES = ["pooled", "avg", "sim", "kl", "scaled"]  # of sources: tsl-avg is another system
 
 
 def parse_args(argv=None):
@@ -77,6 +77,7 @@ def parse_args(argv=None):
     if args.data_dir:
         args.preset = "own"
     sources, targets = PRESETS.get(args.preset, ("", ""))
+    # each once, and "sw/", as a shell completes it, is sw
     args.sources = list(dict.fromkeys(x.rstrip("/") for x in args.sources or sources.split()))
     args.targets = list(dict.fromkeys(x.rstrip("/") for x in args.targets or targets.split()))
     args.encoder = args.encoder or ("scratch" if args.preset == "toy" else MBERT)
@@ -119,8 +120,8 @@ def read_record(folder):
 
 
 def inputs(artifacts, *names):
-    """{piece: fingerprint}, for the settings of what is made from these pieces. A piece is stale,
-    and refused, if something that it was made from has another fingerprint now."""
+    """{piece: fingerprint}, for the settings of what is made from these pieces. It stops where one
+    is missing, or stale: something that it was made from has another fingerprint now."""
     found = {}
     for name in names:
         record = read_record(artifacts / name)
@@ -134,12 +135,12 @@ def inputs(artifacts, *names):
 
 
 def made(folder, settings, overwrite=False):
-    """Is the piece there, made from these settings? One made from others is refused."""
+    """Is the piece there, made from these settings? It stops where one was made from others."""
     if not (folder / "record.json").exists():
         return False
     before = read_record(folder)["settings"]
     settings = json.loads(json.dumps(settings))  # tuples are lists there
-    names = dict(before, **settings)  # of both
+    names = dict(before, **settings)  # of the settings of either
     other = [name for name in names if settings.get(name) != before.get(name)]
     if not other:
         print(f"  kept  {folder}")
@@ -155,8 +156,8 @@ def writing(folder, settings, **facts):
     folder = folder.resolve()  # a link stays: what it points to is replaced
     beside = f".{folder.name}.{socket.gethostname()}"
     for leftover in folder.parent.glob(f"{beside}.*.partial"):
-        pid = int(leftover.suffixes[-2][1:])
-        if pid == os.getpid() or not is_running(pid):  # a number may come again
+        pid = int(leftover.suffixes[-2][1:])  # of the process that left it
+        if pid == os.getpid() or not is_running(pid):  # ours may be a dead one's number again
             shutil.rmtree(leftover, ignore_errors=True)
     partial = folder.with_name(f"{beside}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
@@ -356,7 +357,7 @@ def first_of_many(form, limit, cells):
 def read_lines(path):
     """The lines of a UTF-8 file, and a Counter of byte order marks and foreign line ends."""
     if not path.is_file():
-        stop(f"{path}: no such file (a target may have raw text instead, in text.txt)")
+        stop(f"{path}: no such file")
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -379,19 +380,20 @@ def read_conll(path):
     sentences = [[]]  # the last one is being read: rows [word, ..., tag]
     for number, line in enumerate(lines, start=1):
         columns = [column.strip(" ") for column in re.split(gap, line.rstrip("\t "))]
-        # "10 000 O" where others have two columns
+        # a space inside a word, "10 000 O", in a file whose two columns are parted by spaces
         is_spaced = len(columns) > width == 2 and gap == " +" and columns[-1] == "O"
+        is_spaced = is_spaced and columns[0] not in ("", "#")
         # "# any text", but with as many columns as a word has only "# id = 3"
         comment = r"# \S+ = " if len(columns) == width else r"#\s"
         problem = None
         if not line.strip() or line.startswith("-DOCSTART-"):
-            counts["docstart"] += len(line.strip()) > 0
+            counts["docstart"] += line.startswith("-DOCSTART-")
             sentences.append([])
         elif not sentences[-1] and re.match(comment, line):
             counts["comment"] += 1
         elif is_spaced and any(re.match(r"O($|[^a-z])|[BIESLUM]-\w", x) for x in columns[:-1]):
             problem = "two lines run together, or a space in a word: mend the line"
-        elif is_spaced and columns[0] != "#":
+        elif is_spaced:
             sentences[-1].append([" ".join(columns[:-1]), "O"])
         elif len(columns) != width:
             problem = f"{len(columns)} columns where other lines have {width}: give all as many"
@@ -444,9 +446,14 @@ def check_columns(path, sentences, no_word):
         marked = [cell for cell in column if cell not in (["O"] if has_o else ["_", "-"])]
         form = TAG if has_o else "[BIESLUM]-[A-Z_]+"  # a lemma may be E-Mail
         is_last = number == len(others) + 1
+        has_tags = share(form, marked) > 0.5
         has_chunks = share(CHUNK, marked) > 0.5
-        if share(form, marked) > 0.5 and has_chunks == is_last:
-            problem = "chunks (NP, VP) in its last column" if is_last else "two tag columns"
+        problem = None
+        if has_tags and has_chunks and is_last:
+            problem = "chunks (NP, VP) in its last column"
+        if has_tags and not has_chunks and not is_last:
+            problem = "two tag columns"
+        if problem:
             stop(f"{path}: {problem} (column {number}): keep the entities, in the last one")
 
 
@@ -465,6 +472,11 @@ def read_raw_text(path):
     return [(words, None) for words in lines if words], counts
 
 
+def is_tagged(sentences):
+    """Have these sentences [(words, tags or None)] tags? All of a file have, or none."""
+    return sentences[0][1] is not None
+
+
 def read_folder(folder, lang, splits):
     """{split: (sentences, counts)} of DIR/<lang>. A target's training text may be raw, text.txt. If
     it has no tags and there is no test.txt, it is the test text, too."""
@@ -477,11 +489,13 @@ def read_folder(folder, lang, splits):
         path = folder / lang / f"{split}.txt"
         if is_target and split == "train" and raw.is_file():
             corpus[split] = read_raw_text(raw)
-        elif split == "test" and not path.is_file() and corpus["train"][0][0][1] is None:
+        elif is_target and split == "train" and not path.is_file():
+            stop(f"{path}: no such file, and no text.txt beside it with raw text")
+        elif split == "test" and not path.is_file() and not is_tagged(corpus["train"][0]):
             corpus[split] = corpus["train"]
         else:
             corpus[split] = read_conll(path)
-        if corpus[split][0][0][1] is None and not is_target:
+        if not is_target and not is_tagged(corpus[split][0]):
             stop(f"{path}: no tags in a source: only targets may have none")
     return corpus
 
@@ -499,11 +513,12 @@ def read_hub(preset, lang, splits):
             remedy = "try `hf auth login`, or offline the toy, or --data-dir DIR --encoder scratch"
             stop(f"--preset {preset}, language {lang}: not from the hub ({error}): {remedy}")
         tags = getattr(table.features["ner_tags"].feature, "names", known)
+        least = min((min(numbers, default=0) for numbers in table["ner_tags"]), default=0)
+        if set(tags) != set(known) or least < 0:
+            stop(f"--preset {preset}, language {lang}: other tags than {known}")
         sentences = []
         for words, numbers in zip(table["tokens"], table["ner_tags"]):
             words = [" ".join((word or "").split()) for word in words]
-            if set(tags) != set(known) or min(numbers, default=0) < 0:
-                stop(f"--preset {preset}, language {lang}: other tags than {known} ({words})")
             kept = [k for k, word in enumerate(words) if word]
             sentences.append(([words[k] for k in kept], [tags[numbers[k]] for k in kept]))
         corpus[split] = [pair for pair in sentences if pair[0]], Counter()
@@ -697,10 +712,10 @@ def encode(sentences, tokenizer, max_length, tags=None):
     for number, (words, word_tags) in enumerate(sentences):
         pieces = split_words(words, tokenizer)
         pieces = [p[:capacity] or [tokenizer.unk_token_id] for p in pieces]  # cut, never dropped
-        for start, end, scored, scored_end in cut([len(p) for p in pieces], capacity):
+        for begin, end, scored, scored_end in cut([len(p) for p in pieces], capacity):
             ids = list(before)
             first = []
-            for k in range(start, end):
+            for k in range(begin, end):
                 if scored <= k < scored_end:
                     first.append(len(ids))
                 ids += pieces[k]
@@ -783,7 +798,8 @@ def write_windows(args, name, corpus, tokenizer, how, types=None):
         tables[split] = encode(sentences, tokenizer, how["max_length"], how["tags"])
         special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         ids = [x for row in tables[split]["input_ids"] for x in row if x not in special]
-        notes = [f"{n} {what}" for what, n in (counts + entities[split]).items()]
+        counts = counts + entities[split]  # which leaves out what is 0
+        notes = [f"{n} {what}" for what, n in counts.items()]
         notes += oddities(sentences, ids.count(tokenizer.unk_token_id) / len(ids))
         n_words = sum(len(words) for words, _ in sentences)
         rows.append([Path(name).name, split, len(sentences), n_words, ", ".join(notes)])
@@ -811,7 +827,7 @@ def main(args):
         report += write_windows(args, f"data/sources/{lang}", corpus, tokenizer, how, types)
     for lang, corpus in targets.items():
         report += write_windows(args, f"data/targets/{lang}", corpus, tokenizer, how)
-        gold = {split: x for split, x in corpus.items() if x[0][0][1] is not None}
+        gold = {split: x for split, x in corpus.items() if is_tagged(x[0])}
         if gold:
             of_this_text = dict(how, **inputs(args.artifacts, f"data/targets/{lang}"))
             write_windows(args, f"gold/{lang}", gold, tokenizer, of_this_text, types)
@@ -821,8 +837,7 @@ def main(args):
     # all that later stages are told
     pieces = [f"data/sources/{x}" for x in sources] + [f"data/targets/{x}" for x in targets]
     config = dict(how, pieces=inputs(args.artifacts, *pieces), preset=args.preset)
-    config.update(sources=args.sources, targets=args.targets, synthetic=args.preset == "toy")
-    config["types_from"] = "--types" if args.types else [f"train tags of {s}" for s in sources]
+    config.update(sources=args.sources, targets=args.targets)
     config["encoder"] = args.encoder if args.encoder == "scratch" else encoder
     partial = args.artifacts / "data/.config.partial"
     partial.write_text(json.dumps(config, indent=1))

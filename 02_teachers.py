@@ -71,7 +71,7 @@ def add_training_flags(p):
 
 def read_config(artifacts):
     """data/config.json, with `encoder` as from_pretrained takes it; refused if text or encoder
-    have changed since."""
+    have changed since. For the toy it sets PyTorch to one thread."""
     if not (artifacts / "data/config.json").exists():
         data.stop(f"{artifacts}/data: missing or incomplete: run python 01_data.py first")
     config = json.loads((artifacts / "data/config.json").read_text())
@@ -95,7 +95,7 @@ def load_table(artifacts, name):
 
 
 def sentences_of(table, column):
-    """A column of a table of windows by sentence: [[one of each word, ...], ...]"""
+    """A column of a table, joined over the windows of each sentence: [[of a word, ...], ...]"""
     sentences = {}
     for number, values in zip(table["sentence"], table[column]):
         sentences.setdefault(number, []).extend(values)
@@ -110,23 +110,26 @@ def by_sentence(ids, tags, sentences):
 
 def choose_languages(flag, wanted, known):
     """The languages that a flag names, or all that stage 1 was told of; others are refused."""
-    for lang in wanted or known:
+    chosen = wanted or known
+    for lang in chosen:
         if lang not in known:
             data.stop(f"{flag} {lang}: choose among {' '.join(known)}")
-    return wanted or known
+    return chosen
 
 
 def choose_recipe(recipes, encoder, args):
     """How to train an encoder of this size, where no flag says otherwise."""
     shape = data.load(transformers.AutoConfig, encoder)
-    width = max(least for least in recipes if least <= shape.hidden_size)
-    recipe = dict(recipes[width])
+    least_width = max(width for width in recipes if width <= shape.hidden_size)
+    recipe = dict(recipes[least_width])
     recipe["freeze"] = min(recipe["freeze"], shape.num_hidden_layers // 4)
     for name in ("lr", "steps", "batch_size", "freeze"):
         if getattr(args, name) is not None:
             recipe[name] = getattr(args, name)
     if args.steps is not None:
         recipe.pop("epochs", None)  # --steps is what was asked for, no floor
+    if min(recipe["steps"], recipe["batch_size"]) < 1:
+        data.stop("--steps and --batch-size: at least 1")
     return recipe
 
 
@@ -184,7 +187,8 @@ def plan_batches(table, batch_size, rng=None):
     lengths = np.asarray(table["length"])
     order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
     order = order[np.argsort(lengths[order], kind="stable")]
-    return np.split(order, range(batch_size, len(order), batch_size))
+    cuts = range(batch_size, len(order), batch_size)
+    return np.split(order, cuts)
 
 
 def plan_steps(table, batch_size, steps, rng):
@@ -284,13 +288,13 @@ def train(model, table, loss_of, recipe, seed):
     table = table.remove_columns("words")  # text is slow to read, and not needed here
     size = recipe["batch_size"]
     steps = max(recipe["steps"], recipe.get("epochs", 0) * math.ceil(len(table) / size))
-    training = optimiser(model, recipe["lr"], steps)
+    adamw, schedule, scaler = optimiser(model, recipe["lr"], steps)
     losses = []
     model.train()
     for rows in tqdm(plan_steps(table, size, steps, shuffle), leave=False, disable=None):
         batch = collate(table[rows], model.device)
         loss = loss_of(model, batch, rng)
-        step(loss, model, *training)
+        step(loss, model, adamw, schedule, scaler)
         losses.append(loss.detach())
     return torch.stack(losses).cpu()
 
@@ -458,9 +462,8 @@ def weigh_sources(args, config, targets):
 
 # ------------------------------------------------------------------------ the stage
 
-def train_teacher(args, config, kind, sources, name):
+def train_teacher(args, config, kind, sources, name, seed):
     """teachers/<name>: a recogniser, or an evaluator (published or scaled), on sources' labels."""
-    seed = int(name.rpartition("-s")[2])
     recipe = choose_recipe(RECIPES, config["encoder"], args)
     settings = data.inputs(args.artifacts, *[f"data/sources/{source}" for source in sources])
     settings.update(recipe, kind=kind, seed=seed)
@@ -504,8 +507,11 @@ def cache(args, config, kind, target, name):
         return
     model = load_tagger(teacher, config["tags"], 0, args.device)
     kappa = data.read_record(teacher)["facts"]["kappa"]
-    what = "logits" if kind == "recogniser" else "vectors"
-    splits = ["train", "test"] if kind == "recogniser" else ["train"]  # no pairs of test words
+    what = "logits"
+    splits = ["train", "test"]
+    if kind != "recogniser":
+        what = "vectors"
+        splits = ["train"]  # no student is taught on test text
     with data.writing(folder, settings, kappa=kappa) as partial:
         for split in splits:
             table = load_table(args.artifacts, f"data/targets/{target}/{split}")
@@ -559,15 +565,17 @@ def main(args):
     for seed in args.seeds:
         for source, kind in itertools.product(alone, kinds):
             name = f"{kind}-{source}-s{seed}"
-            train_teacher(args, config, kind, [source], name)
+            train_teacher(args, config, kind, [source], name, seed)
             for target in targets:
                 if target != source:
                     cache(args, config, kind, target, name)
-        for target, kind in itertools.product(targets, ["recogniser", "scaled"]):
+        for target in targets:
             others = [source for source in sources if source != target]
-            name = f"{kind}-{pooled_name(config, target)}-s{seed}"
-            if "pooled" in wanted and others:
-                train_teacher(args, config, kind, others, name)
+            if "pooled" not in wanted or not others:
+                continue
+            for kind in ("recogniser", "scaled"):
+                name = f"{kind}-{pooled_name(config, target)}-s{seed}"
+                train_teacher(args, config, kind, others, name, seed)
                 cache(args, config, kind, target, name)
     if sources:
         weigh_sources(args, config, targets)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-data = importlib.import_module("01_data")  # a leading digit forbids a plain import
+data = importlib.import_module("01_data")
 teachers = importlib.import_module("02_teachers")  # batches, pairs and the optimiser are as there
 
 
@@ -71,7 +71,7 @@ RECIPES = {  # {least width of the encoder: its recipe}
     256: {"lr": 1.5e-4, "steps": 1566, "batch_size": 16, "freeze": 3},  # chosen by fidelity
     0: {"lr": 3e-3, "steps": 400, "batch_size": 32, "freeze": 0},
 }
-STARTED = {  # of students that start from the pooled recogniser, which has been trained already
+RECIPES_FROM_POOLED = {  # of students that start from the pooled recogniser
     512: dict(RECIPES[512], lr=5e-5),
     256: dict(RECIPES[256], lr=1e-4, steps=625),
     0: dict(RECIPES[0], lr=1e-3, steps=60),
@@ -147,10 +147,10 @@ def find_teachers(args, config, target, name, seed):
     w = torch.ones(K) / max(1, K)  # K = 0: teachers from elsewhere alone
     if method.weights == "similarity" and K > 1:
         data.inputs(args.artifacts, f"weights/{target}")  # stops if they are stale
-        a = load_file(args.artifacts / f"weights/{target}/sentences.safetensors")
-        if set(a) != set(sources):
+        by_source = load_file(args.artifacts / f"weights/{target}/sentences.safetensors")
+        if set(by_source) != set(sources):
             data.stop(f"weights/{target}: of other sources: run 02_teachers.py --overwrite")
-        w = torch.stack([a[source] for source in sources]).mean(1)          # w of Eq. (4)
+        w = torch.stack([by_source[source] for source in sources]).mean(1)  # w of Eq. (4)
     shares = torch.cat([K * w, torch.ones(E)]) / (K + E)                    # (K + E,)
     recognisers = [f"logits/{target}/recogniser-{source}-s{seed}" for source in sources]
     recognisers += [f"logits/{target}/external-{teacher}-s{seed}" for teacher in external]
@@ -209,29 +209,31 @@ def gamma(p_i, p_j, t, scaled=False):
     return 1 - (r - t).abs()
 
 
-def student_loss(student_logits, h, p, evaluators, method, rng):
+def student_loss(student_logits, h, p, by_evaluators, method, rng):
     """Eq. (9): (6) over the words, and with pairs (7) over pairs of them, weighted by (8).
 
-    student_logits (M, C) and states h (M, H) of the student; p (M, C) of the recognisers; of the
+    student_logits (M, C) and states h (M, H) of the student; p (M, C) of the recognisers; by the
     evaluators vectors (K, M, H), weights (K,), kappas (K,)  ->  scalar, and {term: scalar} to log:
     means without the weights (8), which do not add up to the loss"""
     if method.loss == "kl":
         e = soft_target_loss(student_logits, p, method.tau)                 # (M,)
     else:
         e = squared_error(student_logits, p)                                # (M,)
-    a = alpha(p) if method.alpha else torch.ones_like(e)                    # (M,)
-    loss = (a * e).mean()
+    alpha_i = alpha(p) if method.alpha else torch.ones_like(e)              # (M,)
+    loss = (alpha_i * e).mean()
     terms = {"recognition": e.mean()}
     if method.pairs and len(e) > 1:  # a lone word has no partner
-        vectors, w, kappas = evaluators
+        vectors, w, kappas = by_evaluators
         i, j = teachers.draw_pairs(p.argmax(-1), rng)                       # (P,) by predictions
         t = teacher_similarity(vectors, w, kappas, i, j)                    # (P,)
         bce = similarity_loss(h, i, j, t, kappa=w @ kappas)                 # (P,)
-        b = beta(t) if method.beta else torch.ones_like(t)                  # (P,)
-        g = gamma(p[i], p[j], t, method.scaled) if method.gamma else torch.ones_like(t)
-        loss = loss + method.lam * (g * b * bce).mean()
+        beta_ij = beta(t) if method.beta else torch.ones_like(t)            # (P,)
+        gamma_ij = torch.ones_like(t)                                       # (P,)
+        if method.gamma:
+            gamma_ij = gamma(p[i], p[j], t, method.scaled)
+        loss = loss + method.lam * (gamma_ij * beta_ij * bce).mean()
         terms["similarity"] = (bce - entropy(t)).mean()                     # above its floor
-        terms.update(alpha=a.mean(), beta=b.mean(), gamma=g.mean())
+        terms.update(alpha=alpha_i.mean(), beta=beta_ij.mean(), gamma=gamma_ij.mean())
     terms["loss"] = loss
     return loss, terms
 
@@ -243,19 +245,19 @@ def load_caches(artifacts, names, split, kind):
     return [load_file(artifacts / name / f"{split}.safetensors")[kind] for name in names]
 
 
-def train(student, table, recognisers, evaluators, method, recipe, seed):
+def train(student, table, by_recognisers, by_evaluators, method, recipe, seed):
     """Distil into `student` from cached teachers alone; returns the terms of every step.
 
-    recognisers: logits K x (N_words, C), weights (K,); evaluators: unit vectors K x (N_words, H),
-    weights (K,), kappas (K,)"""
+    by_recognisers: logits K x (N_words, C), shares (K,); by_evaluators: unit vectors
+    K x (N_words, H), weights (K,), kappas (K,)"""
     shuffle = np.random.default_rng(seed)                                   # of batches
     rng = random.Random(seed)                                               # of pairs
     device = student.device
     teachers.freeze(student, recipe["freeze"])
-    training = teachers.optimiser(student, recipe["lr"], recipe["steps"])
+    adamw, schedule, scaler = teachers.optimiser(student, recipe["lr"], recipe["steps"])
     table = table.remove_columns("words")  # text is slow to read, and not needed here
-    logits, weights = recognisers
-    vectors, w, kappas = evaluators
+    logits, shares = by_recognisers
+    vectors, w, kappas = by_evaluators
     batches = teachers.plan_steps(table, recipe["batch_size"], recipe["steps"], shuffle)
     log = []
     student.train()
@@ -263,13 +265,13 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
         batch = teachers.collate(table[rows], device)
         words = batch["words"]                                              # (M,) in the corpus
         z = torch.stack([x[words] for x in logits]).to(device)              # (K, M, C)
-        p = mixture(z, weights, method.tau)                                 # (M, C)
+        p = mixture(z, shares, method.tau)                                  # (M, C)
         v = None
         if method.pairs:
             v = torch.stack([x[words] for x in vectors]).to(device)         # (K, M, H)
         h, student_logits = teachers.forward_words(student, batch)          # (M, H), (M, C)
         loss, terms = student_loss(student_logits, h, p, (v, w, kappas), method, rng)
-        teachers.step(loss, student, *training)
+        teachers.step(loss, student, adamw, schedule, scaler)
         log.append({name: x.detach() for name, x in terms.items()})
     return pd.DataFrame(log).astype(float)
 
@@ -277,10 +279,11 @@ def train(student, table, recognisers, evaluators, method, recipe, seed):
 # ------------------------------------------------------------------------ the stage
 
 def write_ensemble(args, config, target, seed):
-    """logits/<target>/ensemble-s<seed>: the mixture (5) of the test words, as log p."""
+    """logits/<target>/ensemble-s<seed>: the mixture (5) that teaches tsl-sim, of the test words, as
+    log p."""
     _, recognisers, shares, _, _ = find_teachers(args, config, target, "tsl-sim", seed)
     if not all((args.artifacts / name).exists() for name in recognisers):
-        return  # pooled teachers alone, say
+        return  # stage 2 made the pooled teachers alone
     settings = dict(data.inputs(args.artifacts, *recognisers), weights=shares.tolist())
     folder = args.artifacts / f"logits/{target}/ensemble-s{seed}"
     if not data.made(folder, settings, args.overwrite):
@@ -292,7 +295,8 @@ def write_ensemble(args, config, target, seed):
 
 def distil(args, config, target, name, seed):
     """Train one student, students/<target>/<method>-s<seed>, unless it is there."""
-    if name in (f"tsl-{target}", f"mtmt-{target}") and name not in METHODS:
+    by_itself = target in config["sources"] and name in (f"tsl-{target}", f"mtmt-{target}")
+    if by_itself and name not in METHODS:
         return  # no target teaches itself (and tsl-kl is a method, even for a target kl)
     method, recognisers, shares, evaluators, w = find_teachers(args, config, target, name, seed)
     if args.lam is not None and method.lam > 0:
@@ -302,7 +306,7 @@ def distil(args, config, target, name, seed):
     if method.pooled:  # the student starts from its teacher
         teacher = f"recogniser-{teachers.pooled_name(config, target)}-s{seed}"
         start = args.artifacts / "teachers" / teacher
-        recipes = STARTED
+        recipes = RECIPES_FROM_POOLED
     recipe = teachers.choose_recipe(recipes, config["encoder"], args)
     text = f"data/targets/{target}"
     settings = data.inputs(args.artifacts, text, *recognisers, *evaluators)

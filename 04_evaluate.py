@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB2, Entities
 
-data = importlib.import_module("01_data")  # a leading digit forbids a plain import
+data = importlib.import_module("01_data")
 teachers = importlib.import_module("02_teachers")  # opens what stage 1 left
 
 RESAMPLES = 1000
@@ -92,7 +92,9 @@ def find_systems(artifacts, config, target):
     """{(method, seed): the piece with its test logits} of a target."""
     pooled = f"recogniser-{teachers.pooled_name(config, target)}"
     systems = {}
-    for folder in sorted(artifacts.glob(f"*/{target}/[!.]*-s*")):
+    folders = [*artifacts.glob(f"logits/{target}/[!.]*-s*")]  # one with a dot is half written
+    folders += artifacts.glob(f"students/{target}/[!.]*-s*")
+    for folder in sorted(folders):
         name, _, seed = folder.name.rpartition("-s")
         method = re.sub("^(recogniser|external)-", "direct-", name)
         if name == pooled:
@@ -157,12 +159,14 @@ def interval(d, v_sentences, draw_targets=False):
     parts = [(v_runs, max(1, S - 1))]  # variances of the mean, with their degrees of freedom
     if draw_targets:
         parts.append((d.mean(1).var(ddof=1) / T, T - 1))
+        # the variances over runs and over targets both hold that of the residuals: once is enough
         residual = d - d.mean(0) - d.mean(1, keepdims=True) + mean
         n = max(1, (T - 1) * (S - 1))
-        parts.append((-(residual**2).sum() / n / (T * S), n))  # both others hold it
+        v_residual = (residual**2).sum() / n / (T * S)
+        parts.append((-v_residual, n))
     else:
         parts.append((v_sentences, np.inf))
-    v = max(v_runs, sum(x for x, _ in parts))
+    v = max(v_runs, sum(x for x, _ in parts))  # not less than that of the runs alone
     if min(v, v_sentences) < 1e-9:  # systems that never differ, or a single sentence
         return mean, np.nan, np.nan, np.nan
     spread = sum(x**2 / n for x, n in parts)
@@ -208,10 +212,10 @@ def compare(counts, baselines):
 
 def choose_direct(sources, results):
     """The direct transfer to compare with: of the source that serves most targets, English first;
-    without one direct-NAME, or whatever there is."""
+    without one direct-NAME, or whatever comes first by name."""
     n_targets = results.groupby("method").target.nunique()
     direct = [f"direct-{x}" for x in ["en", *sources] if f"direct-{x}" in n_targets]
-    return max(direct or n_targets.index, key=n_targets.get)  # the first of the largest
+    return max(direct or n_targets.index, key=n_targets.get)  # of equals the first
 
 
 # ------------------------------------------------------------------------ tables and the figure
@@ -355,7 +359,7 @@ def main(args):
     config = teachers.read_config(args.artifacts)
     mode = "strict IOB2" if args.strict else "conlleval reading (seqeval's default)"
     notes = [f"F1 in percent, entity level, seqeval, {mode}; mean ± s.d. over runs (seeds)."]
-    if config["synthetic"]:
+    if config["preset"] == "toy":
         notes.append("**Invented languages: they show the machinery, nothing of human languages.**")
     types = [tag[2:] for tag in config["tags"] if tag[0] == "B"]
     systems = {target: find_systems(args.artifacts, config, target) for target in config["targets"]}

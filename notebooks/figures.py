@@ -261,15 +261,15 @@ def slopes(losses, steps=0):
 
 
 LOSS_MAP = r"""
-white    1.1 5.7 2.0 1 | i: {words[0]}
+white    1.2 5.7 2.0 1 | i: {words[0]}
 #BFE3F7  4.3 5.7 2.6 1 | recognisers: $p_i$;{tops[0]}
 #FBDF9D  7.9 5.7 3.0 1 | $e_i$ = {e[0]:.3f};how far from $p_i$?
 #EDEDED 11.7 5.7 3.0 1 | $\alpha_i$ = {alpha[0]:.2f}: is $p_i$ sure?
-white    1.1 3.7 2.0 1 | pair (i, j)
+white    1.2 3.7 2.0 1 | pair (i, j)
 #BFE5D8  4.3 3.7 2.6 1 | evaluators: $t_{{ij}}$;same class? {t:.2f}
 #FBDF9D  7.9 3.7 3.0 1 | $L_{{ij}}$ = {bce:.3f};BCE of the cosine
 #EDEDED 11.7 3.7 3.0 1 | $\beta$ = {beta:.2f}: is $t$ sure?;$\gamma$ = {gamma:.2f}: agreed?
-white    1.1 1.7 2.0 1 | j: {words[1]}
+white    1.2 1.7 2.0 1 | j: {words[1]}
 #BFE3F7  4.3 1.7 2.6 1 | recognisers: $p_j$;{tops[1]}
 #FBDF9D  7.9 1.7 3.0 1 | $e_j$ = {e[1]:.3f};how far from $p_j$?
 #EDEDED 11.7 1.7 3.0 1 | $\alpha_j$ = {alpha[1]:.2f}: is $p_j$ sure?
@@ -282,8 +282,8 @@ def loss_map(words, tops, t, e, bce, alpha, beta, gamma, lam):
     axis = canvas(9.6, 4.5, 0, 13.3, -0.8, 6.4)
     sketch(axis, drawing)
     for y in (5.7, 3.7, 1.7):
-        for left, right in ((2.1, 3), (5.6, 6.4), (9.4, 10.2)):
-            sketch(axis, f"0.2 {left} {y} {right} {y}")
+        for left in (2.2, 5.6, 9.4):
+            sketch(axis, f"0.2 {left} {y} {left + 0.8} {y}")
     one = (alpha[0] * e[0] + alpha[1] * e[1]) / 2
     two = lam * gamma * beta * bce
     formula = r"L = mean($\alpha_i\,e_i$) + $\lambda$ mean($\gamma_{ij}\,\beta_{ij}\,L_{ij}$)"

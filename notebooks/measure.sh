@@ -73,7 +73,7 @@ for source in sources.split():
     for kind in kinds.split():
         name = f"{kind}-{source}-s{seed}"
         labels = config["sources"] if source == "pooled" else [source]
-        teachers.train_teacher(args, config, kind, labels, name)
+        teachers.train_teacher(args, config, kind, labels, name, int(seed))
         for target in targets.split():
             if target != source:
                 teachers.cache(args, config, kind, target, name)

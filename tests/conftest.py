@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib
 import io
+import math
 import os
 import shutil
 import subprocess
@@ -121,6 +122,17 @@ def to_conll(folder, languages, change=None, n=40):
                 blocks.append("".join(f"{word} {tag}\n" for word, tag in zip(words, tags)))
             (folder / lang / f"{split}.txt").write_text("\n".join(blocks))
     return folder
+
+
+# ------------------------------------------------------------------------ plain maths
+
+def softmax(row):
+    top = [math.exp(x) for x in row]
+    return [x / sum(top) for x in top]
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b))
 
 
 # ------------------------------------------------------------------------ fixtures

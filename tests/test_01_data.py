@@ -160,6 +160,7 @@ REFUSED = {  # a file that can be read in two ways, or in none: (content, words 
     "identifiers": ("t1 Bo B-X\nt2 ist O\nt7 in O\nt9 Rom O\nt4 da O\n" * 2, INDEX),
     "chunks last": ("Anna NNP B-NP\nlives VBZ B-VP\n\nin IN B-PP\n", "chunks (column 3)"),
     "a space inside a name": ("ist O\nNew York B-LOC\n", "aa.txt:2: columns"),
+    "a space before a word": ("Bo B-PER\n ist O\n", "aa.txt:2: columns"),
     "a word without a tag": ("Anna B-PER\nruns\n", "aa.txt:2: columns"),
     "a space for a tab": ("Anna\tB-PER\nruns O\n", "aa.txt:2: columns"),
     "two lines glued": ("is O\nOslo B-LOC. O\nBo B-PER\n", "aa.txt:2: two lines"),

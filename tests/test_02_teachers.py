@@ -19,7 +19,7 @@ from pytest import approx
 from safetensors.torch import load_file, save_file
 from torch import allclose, tensor
 
-from conftest import GOOD, corpus, data, here, refused, to_conll
+from conftest import GOOD, corpus, data, dot, here, refused, softmax, to_conll
 
 teachers = importlib.import_module("02_teachers")
 QUICK = ["--steps", "4", "--seeds", "0"]
@@ -208,15 +208,6 @@ def test_steps_are_a_floor_under_the_passes_and_train_what_is_not_frozen(
 
 # ------------------------------------------------------------------------ Eqs. (1) and (2)
 
-def softmax(row):
-    top = [exp(x) for x in row]
-    return [x / sum(top) for x in top]
-
-
-def dot(a, b):
-    return sum(x * y for x, y in zip(a, b))
-
-
 def test_the_recognisers_loss_equals_a_plain_loop(model):
     batch = batch_of(9, 30)
     _, logits = teachers.forward_words(model, batch)
@@ -392,6 +383,7 @@ def test_text_or_encoder_that_changed_since_are_refused(copied):
     ("--sources zz", "--sources zz: choose among qaa"),
     ("--targets zz", "--targets zz: choose among qac"),
     ("--freeze 2 --seeds 3", "--freeze 2: the encoder has 2 layers"),
+    ("--batch-size 0 --seeds 3", "--steps and --batch-size: at least 1"),
     ("--steps 5 --seeds 0", "recogniser-qaa-s0: made from other steps: pass --overwrite"),
     ("--steps 4 --seeds 0 --teacher qaa=x", "--teacher qaa=x"),
 ])

@@ -6,6 +6,7 @@ import math
 import random
 import shutil
 from dataclasses import replace
+from statistics import mean
 from types import SimpleNamespace
 from unittest import mock
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file
 
-from conftest import bits, here, refused
+from conftest import bits, dot, here, refused, softmax
 
 teachers = importlib.import_module("02_teachers")
 distill = importlib.import_module("03_distill")
@@ -59,15 +60,6 @@ def choose(batch, *which):
         setattr(batch, what, said[list(which)])
 
 
-def softmax(row):
-    top = [math.exp(x) for x in row]
-    return [x / sum(top) for x in top]
-
-
-def dot(a, b):
-    return sum(x * y for x, y in zip(a, b))
-
-
 def cosine(a, b):
     return dot(a, b) / math.sqrt(dot(a, a) * dot(b, b))
 
@@ -78,10 +70,6 @@ def sigmoid(x):
 
 def cross_entropy(t, q):
     return -t * math.log(q) - (1 - t) * math.log(1 - q)
-
-
-def mean(values):
-    return sum(values) / len(values)
 
 
 @every_method
