@@ -123,7 +123,8 @@ def read_gold(artifacts, target, tags):
     found = data.read_record(artifacts / f"gold/{target}")["facts"]["entities"]["test"]
     unknown = [f"{x.split()[0]} ({n})" for x, n in found.items() if x.endswith(" dropped")]
     if unknown:
-        absent = " ".join(tag[2:] for tag in tags if tag[0] == "B" and tag[2:] not in found)
+        types = [tag[2:] for tag in tags if tag[0] == "B"]
+        absent = " ".join(kind for kind in types if kind not in found)
         ours = f"no {absent} in gold; " if absent else ""  # the same under another name?
         notes.append(f"{target}: {ours}types of gold without a counterpart: {', '.join(unknown)}.")
     return gold, notes
@@ -224,7 +225,10 @@ def score_rows(counts, types):
     """Rows of results.csv: of every run the micro average first, then every type."""
     rows = []
     for run, table in counts.items():
-        for kind, n in zip(["micro", *types], [table.sum((0, 1)), *table.sum(0)]):
+        by_type = table.sum(0)                                              # (types, 3)
+        of_all = by_type.sum(0)                                             # (3,)
+        rows.append([*run, "micro", *prf(of_all), of_all[2]])
+        for kind, n in zip(types, by_type):
             rows.append([*run, kind, *prf(n), n[2]])
     return pd.DataFrame(rows, columns=RESULTS)
 

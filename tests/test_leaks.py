@@ -1,7 +1,6 @@
 """No target label reaches what serves that target: not a teacher, not a weight, not a student."""
 
 import importlib
-import json
 import random
 import re
 import shutil
@@ -66,6 +65,7 @@ def test_with_gold_gone_and_target_tags_replaced_every_bit_is_as_it_was(guarded)
 
 
 def test_a_language_that_is_source_and_target_is_served_by_the_other_sources_alone(guarded):
+    """Students that start from a pooled teacher are among them."""
     changed = different(guarded, "plain", "scrambled")
     assert not [name for name in changed if re.search("/qab/|-without-qab", name)]
     for name in ("recogniser-qab", "evaluator-qab", "recogniser-pooled", "scaled-pooled"):
@@ -92,19 +92,6 @@ def test_the_guard_sees_a_planted_leak(guarded, monkeypatch):
         here("03_distill.py", artifacts, "--methods", "tsl-sim", "--targets", "qab")
         found.append(bits(artifacts, "students/**/model.safetensors"))
     assert found[0] and found[0] != found[1]
-
-
-def test_a_student_of_pooled_teachers_never_starts_from_one_that_saw_its_targets_tags(guarded):
-    """Nor learns from one: it is the same teacher."""
-    for method in ("self-pooled", "mtmt-pooled"):
-        for target, teacher in (("qab", "pooled-without-qab"), ("qac", "pooled")):
-            path = guarded["plain"] / f"students/{target}/{method}-s0/record.json"
-            settings = json.loads(path.read_text())["settings"]
-            used = [name for name in settings if "pooled" in name and "/" in name]
-            expected = {f"logits/{target}/recogniser-{teacher}-s0"}
-            if method == "mtmt-pooled":
-                expected.add(f"logits/{target}/scaled-{teacher}-s0")
-            assert set(used) == expected
 
 
 def test_targets_carry_no_tags_outside_gold(guarded):
