@@ -161,11 +161,15 @@ import importlib
 import sys
 from safetensors.torch import load_file
 evaluate = importlib.import_module("04_evaluate")
-counts = {}  # of the systems with two runs
-for path in glob.glob(f"{sys.argv[1]}/african-long-s*.safetensors"):
-    for name, table in load_file(path).items():
-        target, method, seed = name.split("/")
-        counts[target, method, int(seed)] = table.long().numpy()
+counts = {}  # of the systems with three runs
+for part in ("african-long", "african-pooled", "labels-swa"):
+    for path in glob.glob(f"{sys.argv[1]}/{part}-s*.safetensors"):
+        for name, table in load_file(path).items():
+            target, method, seed = name.split("/")
+            if part == "labels-swa":
+                method += ", 4,000"
+            if method not in ("direct-hau", "direct-yor"):
+                counts[target, method, int(seed)] = table.long().numpy()
 comparisons = evaluate.compare(counts, ["direct-swa"])
 evaluate.draw_gains(comparisons, "direct-swa").savefig(f"{sys.argv[1]}/gains.png")
 END
