@@ -255,9 +255,7 @@ def test_pairs_are_drawn_class_first_and_evenly():
 
 
 @pytest.mark.parametrize("classes, n_same, n_other", [
-    ([0, 0, 0], 3, 0),
-    ([5], 0, 0),
-    ([1, 2], 0, 2),
+    ([0, 0, 0], 3, 0), ([5], 0, 0), ([1, 2], 0, 2),
 ])
 def test_one_class_or_a_word_of_each_has_the_pairs_that_there_are(classes, n_same, n_other):
     classes = tensor(classes)
