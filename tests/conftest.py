@@ -124,8 +124,6 @@ def to_conll(folder, languages, change=None, n=40):
     return folder
 
 
-# ------------------------------------------------------------------------ plain maths
-
 def softmax(row):
     top = [math.exp(x) for x in row]
     return [x / sum(top) for x in top]

@@ -277,6 +277,8 @@ def test_each_foreign_teacher_has_a_share_of_the_mixture_and_the_sources_the_res
     _, _, weights, _, w = find(copied, SOURCES, "qac", "tsl-sim")
     assert w.tolist() == pytest.approx(shares)
     assert w.std() > 0 and weights.equal(w)
+    shown = json.loads((copied / "weights/qac/weights.json").read_text())
+    assert [shown[source] for source in SOURCES] == pytest.approx(shares, abs=1e-4)
     foreign = ["logits/qac/external-x-s0", "logits/qac/external-y-s0"]
     for name in foreign:
         (copied / name).mkdir()
