@@ -152,7 +152,7 @@ def interval(d, v_sentences, draw_targets=False):
     d (T, S) by target and run, v_sentences the variance of its mean over resampled sentences  ->
     mean, low, high, p. Runs are crossed with targets: a run's teachers serve all of them. One run
     adds nothing: its interval knows the sentences alone. With draw_targets the T > 1 targets are a
-    sample, of languages like them, and their sentences are in that.
+    sample, of languages like them, and their sentences are in that; never narrower than without.
     """
     T, S = d.shape
     mean = d.mean()
@@ -175,6 +175,10 @@ def interval(d, v_sentences, draw_targets=False):
     df = max(df, min(n for _, n in parts))  # taking a part off can bring it near 0
     half = scipy.stats.t.ppf(0.975, df) * math.sqrt(v)
     p = 2 * scipy.stats.t.sf(abs(mean) / math.sqrt(v), df)
+    if draw_targets:  # by its degrees of freedom it might be surer than for these targets alone
+        _, _, fixed_high, fixed_p = interval(d, v_sentences)
+        half = max(half, fixed_high - mean)
+        p = max(p, fixed_p)
     return mean, mean - half, mean + half, p
 
 

@@ -163,8 +163,10 @@ def test_an_interval_of_drawn_targets_by_hand():
     have the mean square 1/2 with two degrees: 1/12 is in both and is taken off once."""
     v = 1 / 4 + 1 / 4 - 1 / 12
     below = 1 / 16 / 2 + 1 / 16 / 1 + 1 / 144 / 2
-    found = evaluate.interval(D, 99.0, draw_targets=True)  # the sentences are in the targets
+    found = evaluate.interval(D, 0.01, draw_targets=True)  # the sentences are in the targets
     assert found == pytest.approx(by_hand(2.5, v, v**2 / below))
+    fixed = evaluate.interval(D, 99.0)  # than which it is never narrower
+    assert evaluate.interval(D, 99.0, draw_targets=True) == pytest.approx(fixed)
 
 
 def test_one_run_knows_its_sentences_alone():

@@ -60,8 +60,7 @@ def test_the_readmes_table_is_that_of_the_committed_files(seven):
         assert f"| {row.delta_f1:+.1f} [{row.ci_low:+.1f}, {row.ci_high:+.1f}]" in line
     p = [rows.p["tsl-sim", base, "mean-fixed"] for base in ("ensemble", "direct-en")]
     p = sorted([*p, rows.p["self-pooled", "direct-pooled", "mean-fixed"]])
-    assert "By the rule fixed beforehand (Holm's)" in WORDS
-    assert max(3 * p[0], 2 * p[1], p[2]) < 0.05
+    assert max(3 * p[0], 2 * p[1], p[2]) < 0.05  # Holm's rule
 
 
 INTERVAL = r"([+-]?\d+\.\d)(?: F1)? \[([+-]?\d+\.\d), ([+-]?\d+\.\d)\]"
@@ -83,9 +82,9 @@ def test_other_numbers_of_the_readme_are_those_of_the_committed_files(seven):
     assert min(lead.min() for lead in leads) > 0
     assert "by {:.1f}, {:.1f} and {:.1f} F1".format(*[lead.mean() for lead in leads]) in WORDS
     f1 = f1_of(seven)
-    above = f1.loc["tsl-sim"] > f1.loc[["ensemble", "direct-pooled"]]
-    assert above.sum(axis=1).tolist() == [6, 6]
-    assert "above `ensemble` on six and above `direct-pooled` on six" in WORDS
+    lead = f1.loc["tsl-sim"] - f1
+    assert lead.columns[lead.loc["ensemble"] < 0.1].tolist() == ["fon"]
+    assert lead.columns[lead.loc["direct-pooled"] < 0.1].tolist() == ["lug", "twi"]
     means = f1.mean(axis=1)
     for source in ("en", "swa"):
         few, many = means[f"direct-{source}"], means[f"direct-{source} of 4,000"]
@@ -110,6 +109,5 @@ def test_the_toy_gives_the_readmes_table(trained):
     assert len(expected) == 10 and set(found) == set(expected)
     for system, f1 in expected.items():
         assert found[system] == pytest.approx(f1, abs=10), system
-    fidelity = pd.read_csv(trained / "results/fidelity.csv")
-    fresh = fidelity[fidelity.method.isin(["tsl-sim", "mtmt"])]
-    assert fresh.groupby("method").fidelity_train.mean().min() > 90
+    fidelity = pd.read_csv(trained / "results/fidelity.csv").groupby("method").fidelity_train.mean()
+    assert min(fidelity["tsl-sim"], fidelity["mtmt"]) > 90
