@@ -53,7 +53,7 @@ HUB_FILES = {  # those with @ are the hub's own Parquet copies
     "conll en": "eriktks/conll2003@refs%2Fconvert%2Fparquet/conll2003/{split}/0000.parquet",
 }
 HUB_TYPES = {"masakhaner": "DATE", "conll": "MISC"}  # beside PER, ORG and LOC
-NOT_NAMES = ["pooled", "avg", "sim", "kl", "scaled"]  # of sources: tsl-avg is another system
+NOT_NAMES = ["pooled", "avg", "sim", "kl", "scaled"]  # for a source: tsl-avg is a method
 
 
 def parse_args(argv=None):
@@ -513,8 +513,8 @@ def read_hub(preset, lang, splits):
             remedy = "try `hf auth login`, or offline the toy, or --data-dir DIR --encoder scratch"
             stop(f"--preset {preset}, language {lang}: not from the hub ({error}): {remedy}")
         tags = getattr(table.features["ner_tags"].feature, "names", known)
-        least = min((min(numbers, default=0) for numbers in table["ner_tags"]), default=0)
-        if set(tags) != set(known) or least < 0:
+        has_negative = any(number < 0 for numbers in table["ner_tags"] for number in numbers)
+        if set(tags) != set(known) or has_negative:
             stop(f"--preset {preset}, language {lang}: other tags than {known}")
         sentences = []
         for words, numbers in zip(table["tokens"], table["ner_tags"]):

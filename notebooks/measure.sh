@@ -33,14 +33,6 @@ students() {
     done
 }
 
-# artifacts NAME of the parts before, without their students, as NAME-long
-without_students() {
-    if [ ! -e "$out/$1-long" ]; then
-        mkdir "$out/$1-long"
-        cp -r "$out/$1/"{data,gold,teachers,weights,logits} "$out/$1-long"
-    fi
-}
-
 # of what stage 4 counted, the part of one target and run
 keep() {
     python 04_evaluate.py --artifacts "$out/$1" > "$out/$1/results.txt"
@@ -56,7 +48,8 @@ for name, table in load_file(f"{results}/counts.safetensors").items():
 save_file(counts, f"{file}.safetensors")
 table = pd.read_csv(f"{results}/fidelity.csv")
 table = table[(table.target == target) & (table.seed == int(seed))]
-table.to_csv(f"{file}.csv", index=False)
+if len(table):  # the part has students
+    table.to_csv(f"{file}.csv", index=False)
 END
 }
 
@@ -109,7 +102,10 @@ conll) # TSL's own experiment: each of three languages taught by the other three
     students conll "nl de" "tsl-en tsl-sim mtmt-en mtmt-scaled" --steps 625
     ;;
 conll-long) # after the part conll: as many passes as TSL's own students have, 25,000
-    without_students conll
+    if [ ! -e "$out/conll-long" ]; then  # its teachers, without its students
+        mkdir "$out/conll-long"
+        cp -r "$out/conll/"{data,gold,teachers,weights,logits} "$out/conll-long"
+    fi
     students conll-long nl "tsl-en tsl-sim mtmt-en mtmt-scaled" --steps 1566
     ;;
 conll-text) # after the part conll: 25,000 passes over as much text as TSL has
