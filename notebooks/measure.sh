@@ -131,6 +131,21 @@ african-mtmt) # after the part african-long: the complete method, with its evalu
 nosim) # after the part african-mtmt, on Twi: its weights without its second task
     students african-long twi mtmt-scaled-nosim --steps 1566
     ;;
+pretend) # after the part african-mtmt: which lambda, where two sources play target
+    data pretend "en swa hau yor" "hau swa" --limit 1000 --limit-text 2000
+    if [ ! -e "$out/pretend/teachers" ]; then
+        mkdir "$out/pretend/teachers"
+        cp -r "$out/african-long/teachers/"{recogniser,scaled}-{en,swa,hau,yor}-s"$seed" "$out/pretend/teachers"
+    fi
+    teach pretend "recogniser scaled" "en swa hau yor" "hau swa"
+    for lambda in 0.1 0.5 0.02; do
+        part=pretend-$lambda
+        students pretend "hau swa" mtmt-scaled --steps 1566 --lambda "$lambda" --overwrite
+    done
+    ;;
+african-lambda) # after the part african-mtmt, whose students it replaces: with the lambda of the part pretend
+    students african-long "$new" mtmt-scaled --steps 1566 --lambda 0.1 --overwrite
+    ;;
 african-pooled) # after the part african-long: self-training, from the pooled recogniser
     students african-long "$new" self-pooled --steps 625
     ;;
@@ -148,6 +163,26 @@ labels) # one source with as many labels as four have together; no student reads
         for target in $new; do
             [ -e "$measured/$name-s$seed-$target.safetensors" ] || keep "$name" "$target" "$measured/$name-s$seed-$target"
         done
+    done
+    ;;
+labels-pooled) # the labels of one source, a quarter of them from each of four
+    data labels-pooled "en swa hau yor" "$new" --limit 250 --limit-text 10
+    teach labels-pooled recogniser pooled "$new"
+    for target in $new; do
+        [ -e "$measured/$part-s$seed-$target.safetensors" ] || keep "$part" "$target" "$measured/$part-s$seed-$target"
+    done
+    ;;
+own) # each target's own labels, as a source that has its name and -gold
+    for target in $new; do
+        mkdir -p "$out/own-corpora"
+        ln -sfn "$(realpath "$corpora")/$target" "$out/own-corpora/$target"
+        ln -sfn "$(realpath "$corpora")/$target" "$out/own-corpora/$target-gold"
+    done
+    corpora="$out/own-corpora"
+    for target in $new; do
+        data "own-$target" "$target-gold" "$target" --types PER LOC ORG --limit 1000 --limit-text 10
+        teach "own-$target" recogniser "$target-gold" "$target"
+        [ -e "$measured/own-s$seed-$target.safetensors" ] || keep "own-$target" "$target" "$measured/own-s$seed-$target"
     done
     ;;
 figure) # README's figure, from the committed counts; the other arguments do not matter
