@@ -165,6 +165,12 @@ labels) # one source with as many labels as four have together; no student reads
         done
     done
     ;;
+student-swa) # after the part labels: a student of the Swahili tagger of 4,000 labels
+    data student-swa swa "$new" --limit 4000 --limit-text 2000
+    [ -e "$out/student-swa/teachers" ] || cp -r "$out/labels-swa/teachers" "$out/student-swa"
+    teach student-swa recogniser swa "$new"
+    students student-swa "$new" tsl-swa --steps 1566
+    ;;
 labels-pooled) # the labels of one source, a quarter of them from each of four
     data labels-pooled "en swa hau yor" "$new" --limit 250 --limit-text 10
     teach labels-pooled recogniser pooled "$new"
