@@ -120,14 +120,14 @@ def read_record(folder):
 
 
 def inputs(artifacts, *names):
-    """{piece: fingerprint}, for the settings of what is made from these pieces. It stops where one
-    is missing, or stale: something that it was made from has another fingerprint now."""
+    """{piece: fingerprint} of these pieces: what is made from them keeps it among its settings. It
+    stops where one is missing, or stale: made from a piece that has another fingerprint now."""
     found = {}
     for name in names:
         record = read_record(artifacts / name)
-        for below, known in record["settings"].items():
+        for below, then in record["settings"].items():
             is_piece = (artifacts / below / "record.json").exists()  # else it is a plain setting
-            if is_piece and inputs(artifacts, below)[below] != known:
+            if is_piece and inputs(artifacts, below)[below] != then:
                 what = f"{artifacts / name}: made from another {below} than there is now"
                 stop(f"{what}: run its stage again with --overwrite, or remove it")
         found[name] = record["fingerprint"]
@@ -139,7 +139,6 @@ def made(folder, settings, overwrite=False):
     if not (folder / "record.json").exists():
         return False
     before = read_record(folder)["settings"]
-    settings = json.loads(json.dumps(settings))  # tuples are lists there
     names = dict(before, **settings)  # of the settings of either
     other = [name for name in names if settings.get(name) != before.get(name)]
     if not other:
@@ -155,11 +154,13 @@ def writing(folder, settings, **facts):
     """Fill a piece beside its place, and move it there when it is whole."""
     folder = folder.resolve()  # a link stays: what it points to is replaced
     beside = f".{folder.name}.{socket.gethostname()}"
-    for leftover in folder.parent.glob(f"{beside}.*.partial"):
-        pid = int(leftover.suffixes[-2][1:])  # of the process that left it
-        if pid == os.getpid() or not is_running(pid):  # ours may be a dead one's number again
-            shutil.rmtree(leftover, ignore_errors=True)
     partial = folder.with_name(f"{beside}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # a killed process may have had our number
+    for leftover in folder.parent.glob(f"{beside}.*.partial"):
+        try:
+            os.getpgid(int(leftover.suffixes[-2][1:]))  # is its process still at work?
+        except ProcessLookupError:
+            shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -173,15 +174,6 @@ def writing(folder, settings, **facts):
             print(f"  wrote {folder.parent.name}/{folder.name}")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def is_running(pid):
-    """Does a process of this machine have that number?"""
-    try:
-        os.kill(pid, 0)  # sends nothing
-    except OSError as error:
-        return isinstance(error, PermissionError)  # somebody else's
-    return True
 
 
 def fingerprint(thing):
@@ -221,13 +213,16 @@ def load(auto_class, folder, **options):
 
 def load_model(auto_class, folder, new=None, **options):
     """A model in fp32. Weights that its files lack would be drawn at random, and the library only
-    warns: they are refused, unless their names match `new`. Weights that are no numbers are, too.
-    """
+    warns: they are refused, unless their names match `new`. A head trained for something else and
+    weights that are no numbers are refused, too."""
     model, info = load(auto_class, folder, dtype=torch.float32, output_loading_info=True, **options)
     lacking = sorted(x for x in info["missing_keys"] if new is None or not re.match(new, x))
     if lacking:
         what = f"{len(lacking)} weights are not in its files ({', '.join(lacking[:3])})"
         stop(f"{folder}: {what}: give them the names of {type(model).__name__}")
+    if new is not None and any("classifier." in x for x in info["unexpected_keys"]):
+        remedy = "save the encoder alone, AutoModel.from_pretrained(...).save_pretrained(...)"
+        stop(f"{folder}: it has a trained head: {remedy}")
     if not all(weights.isfinite().all() for weights in model.parameters()):
         stop(f"{folder}: some of its weights are not finite (NaN): it is damaged, choose another")
     return model
@@ -328,7 +323,7 @@ NO_TAGS = {  # what a cell of the last column may look like instead, and what to
     r"[BIESLUM]-.*([A-Za-z][\u0370-\u052f]|[\u0370-\u052f][A-Za-z]).*": "two scripts in a type",
     rf"(?!{TAG}$).*": "no IOB or IOBES tag (O, B-PER): put one into the last column",
 }
-TAGGED = r".+?(\\t|[\W\d_]{1,2})(O|[BIESLUM]-[\w.-]+)"  # word/B-PER
+TAGGED = r".+?(\\t|[\W\d_]{1,2})(O|[BIESLUM][_-][\w.-]+)[\"')\]]*"  # word/B-PER
 USUAL = "(PERS?(ON)?|LOC(ATION)?|ORG(ANI[SZ]ATION)?|MISC|GPE|DATE)"
 MARKED = rf"(?i)(?!.*://)(.*[\W_])?[BIESLUM]-{USUAL}([\W_].*)?"  # [b-per]word
 NO_WORDS = [  # what more than a share of the words may look like, and what to do about it
@@ -336,7 +331,9 @@ NO_WORDS = [  # what more than a share of the words may look like, and what to d
     (MARKED, 0.02, "tags inside the words: put a tab between them"),
     (r"(?i)([a-z]{2,3}|simple)(-[a-z]+)*:.+", 0.5, "a language before every word: take it off"),
     (r"(?!&).+[,;]", 0.5, "a comma behind every word: part columns by tabs"),
+    (r"##\w+|▁\w+|\w+@@", 0.02, "sub-tokens: join them to words"),
 ]
+RECORD = r"\d+[\t,;].*|\".*?\",.*|[{\[].*[}\]],?|.*</\w.*|<\w.*"  # CSV, JSON, XML
 CHUNK = r"O|[BI]-((N|V|P|ADJ|ADV|CONJ|UC)[PC]|SBAR|PRT|INTJ|LST)"  # of CoNLL-2003
 NUMBER = r"\W?[A-Za-z]?\d[\d\W]*"  # 1 [1] t1 0-1
 INVISIBLE = "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff]"
@@ -376,14 +373,16 @@ def read_conll(path):
     lines, counts = read_lines(path)
     content = [x for x in lines if x.strip() and not x.startswith(("-DOCSTART-", "#"))] or ["."]
     gap = "\t" if any("\t" in line.rstrip() for line in content) else " +"
+    if gap == " +" and len({line.count(" ") for line in content}) > 5:
+        stop(f"{path}: sentences, not words: put one word on each line, or call the file text.txt")
     width = len(re.split(gap, content[0].rstrip("\t ")))
     sentences = [[]]  # the last one is being read: rows [word, ..., tag]
     for number, line in enumerate(lines, start=1):
         columns = [column.strip(" ") for column in re.split(gap, line.rstrip("\t "))]
         # a space inside a word, "10 000 O", in a file whose two columns are parted by spaces
-        is_spaced = len(columns) > width == 2 and gap == " +" and columns[-1] == "O"
+        is_spaced = gap == " +" and width == 2 and len(columns) > 2 and columns[-1] == "O"
         is_spaced = is_spaced and columns[0] not in ("", "#")
-        # "# any text", but with as many columns as a word has only "# id = 3"
+        # a comment is "# any text"; with as many columns as a word has, "# id = 3" alone
         comment = r"# \S+ = " if len(columns) == width else r"#\s"
         problem = None
         if not line.strip() or line.startswith("-DOCSTART-"):
@@ -426,16 +425,16 @@ def check_columns(path, sentences, no_word):
     words, *others = zip(*[row for rows in sentences for row in rows])
     steps = []  # from one word of a sentence to the next: does it repeat, or count?
     for rows in sentences:
-        column = [row[0].removesuffix(".0") for row in rows]
-        column = [cell for cell in column if not re.fullmatch(r"\d+[-.]\d+", cell)]
+        column = [row[0].removesuffix(".0") for row in rows]  # pandas: 1.0
+        column = [cell for cell in column if not re.fullmatch(r"\d+[-.]\d+", cell)]  # CoNLL-U: 1-2
         for a, b in zip(column, column[1:]):
             steps.append(a == b or (a.isdecimal() and b == str(int(a) + 1)))
-    is_index = sum(steps) > max(1, 0.9 * len(steps)) or no_word > max(9, 0.1 * len(words))
+    is_no_word = sum(steps) > max(1, 0.9 * len(steps)) or no_word > max(9, 0.1 * len(words))
     if len(words) > 9 and len(others) > 1 and share(r"\D+", others[0]) > 0.5:
         # the second column may hold the words: is the first one of numbers, or of a few classes?
         few = share("[A-Z.$_-]+", words) > 0.5 and 3 * len(set(words)) < len(set(others[0]))
-        is_index = is_index or few or share(NUMBER, words) > 0.9
-    if is_index:
+        is_no_word = is_no_word or few or share(NUMBER, words) > 0.9
+    if is_no_word:
         stop(f"{path}: the first column is an index, a class or empty: put the word first")
     for form, limit, problem in NO_WORDS:
         found = first_of_many(form, limit, words)
@@ -448,12 +447,8 @@ def check_columns(path, sentences, no_word):
         is_last = number == len(others) + 1
         has_tags = share(form, marked) > 0.5
         has_chunks = share(CHUNK, marked) > 0.5
-        problem = None
-        if has_tags and has_chunks and is_last:
-            problem = "chunks (NP, VP) in its last column"
-        if has_tags and not has_chunks and not is_last:
-            problem = "two tag columns"
-        if problem:
+        if has_tags and has_chunks == is_last:  # chunks may stand before the entities
+            problem = "chunks (NP, VP) in its last column" if is_last else "two tag columns"
             stop(f"{path}: {problem} (column {number}): keep the entities, in the last one")
 
 
@@ -467,6 +462,8 @@ def read_raw_text(path):
     has_tags = first_of_many(TAGGED, 0.5, tokens) or first_of_many(MARKED, 0.02, tokens)
     if has_tags or share(rf"\S+\s(.*\s)?{TAG}", lines) > 0.5:
         stop(f"{path}: words with tags, no raw text: name it train.txt, a tab before each tag")
+    if share(RECORD, lines) > 0.5:
+        counts["lines, as of JSON, CSV or XML: leave their sentences alone"] = len(lines)
     splitter = pre_tokenizers.BertPreTokenizer()
     lines = [[word for word, _ in splitter.pre_tokenize_str(line)] for line in lines]
     return [(words, None) for words in lines if words], counts
@@ -542,13 +539,14 @@ def read_corpus(args, lang, splits):
 def oddities(sentences, unknown):
     """What is suspicious in a text, in words; unknown: share of its sub-tokens, for the encoder."""
     words = [word for words, _ in sentences for word in words]
-    lengths = Counter(len(words) for words, _ in sentences)
+    tags = [tag for _, tags in sentences for tag in tags or []]
+    alone = sum(len(words) == 1 for words, _ in sentences)
     table = [
-        ("one sentence: are its blank lines missing?", len(sentences) == 1 and len(words) > 200),
-        ("hardly a sentence is longer than a word", lengths[1] > max(9, 0.9 * len(sentences))),
+        ("no word is in an entity", set(tags) == {"O"}),
+        ("long sentences: are blank lines missing?", len(words) > 200 * len(sentences)),
+        ("hardly a sentence is longer than a word", alone > max(9, 0.9 * len(sentences))),
         ("no spaces between words: segment the text first", share(UNSPACED, words) > 0.05),
         ("most words are numbers or identifiers", share(r".*\d.*", words) > 0.5),
-        ("as many signs as in JSON, CSV or XML", share(r"[\W_]+", words) > 0.35),
         (f"{unknown:.0%} of sub-tokens unknown to the encoder", unknown > 0.05),
     ]
     return [what for what, is_so in table if is_so]
@@ -562,7 +560,8 @@ def tags_of(types):
 
 
 def to_iob2(tags):
-    """IOB1, IOB2, IOBES or BILOU tags of a sentence as IOB2; as in conlleval, a stray I- opens."""
+    """IOB1, IOB2, IOBES or BILOU tags of a sentence as IOB2. S and U are names of one word, E and L
+    their last words; a stray I- opens one (as in conlleval)."""
     converted = []
     open_type = None
     for tag in tags:
@@ -580,7 +579,8 @@ def shared_types(sources, wanted):
         found[lang] = {tag[2:] for _, tags in corpus["train"][0] for tag in tags if tag != "O"}
     types = sorted(set(wanted or set.intersection(*found.values())))
     if not types or not all(set(types) <= known for known in found.values()):
-        stop(f"entity types {types} are not in all sources {found}: choose other sources, --types")
+        remedy = "rename them in the files, or choose other sources or --types"
+        stop(f"entity types {types} are not in all sources {found}: {remedy}")
     return types
 
 
@@ -597,7 +597,7 @@ def harmonise(sentences, types, place):
     dropped = [kind for kind in counts if kind.endswith(" dropped")]
     if dropped and not any(counts[kind] for kind in types):
         what = f"none of its types is one of {types} ({', '.join(dropped)})"
-        stop(f"{place}: {what}: see 01_data.py --types")
+        stop(f"{place}: {what}: rename them in the file, or see 01_data.py --types")
     return changed, counts
 
 
@@ -652,15 +652,14 @@ def split_words(words, tokenizer):
     """The sub-tokens of every word, [[id, ...], ...], as they are in running text, where many
     tokenizers split a word unlike one alone."""
     text = " ".join(words)
-    owner = []  # the number of each character's word; a space is of the next word
-    for number, word in enumerate(words):
-        owner += [number] * len(word) + [number + 1]
+    # the word of each character of " " + text: a space is of the word behind it
+    owner = [number for number, word in enumerate(words) for _ in " " + word]
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     special = set(tokenizer.all_special_ids)
     pieces = [[] for _ in words]
     for piece, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"]):
         end = max(start + 1, end)  # some sub-tokens have no character
-        number = owner[min(end, len(text)) - 1]
+        number = owner[min(end, len(text))]
         pieces[number].append(tokenizer.unk_token_id if piece in special else piece)
     return pieces
 
@@ -673,18 +672,16 @@ def cut(lengths, capacity):
     # windows of words, each beginning a quarter of a window before the last one ends
     spans = []
     start = 0
-    while True:
-        end = start
+    end = 0
+    while end < len(lengths):
+        if spans:
+            overlap = min(capacity // 4, capacity - lengths[end])
+            start += 1
+            while sum(lengths[start:end]) > overlap:
+                start += 1
         while end < len(lengths) and sum(lengths[start : end + 1]) <= capacity:
             end += 1  # as many words as fit
         spans.append((start, end))
-        if end == len(lengths):
-            break
-        overlap = min(capacity // 4, capacity - lengths[end])
-        next_start = end
-        while next_start > start + 1 and sum(lengths[next_start - 1 : end]) <= overlap:
-            next_start -= 1
-        start = next_start
     # words of two windows are scored where they are farther from the edge: of windows 0-9 and 6-15
     # the first scores 0-7 and the second 8-15
     bounds = [0]
@@ -783,9 +780,9 @@ def make_encoder(args, corpora):
 
 # ------------------------------------------------------------------------ the stage
 
-def write_windows(args, name, corpus, tokenizer, how, types=None):
+def write_windows(args, name, corpus, tokenizer, shared, types=None):
     """The piece artifacts/<name>: windows of {split: (sentences, counts)}, with tags where types
-    are given. Returns rows of the report."""
+    are given; `shared` are settings of all pieces. Returns rows of the report."""
     tables = {}
     entities = {}
     rows = []
@@ -795,7 +792,7 @@ def write_windows(args, name, corpus, tokenizer, how, types=None):
             sentences, entities[split] = harmonise(sentences, types, f"{name}, {split}")
         else:
             sentences = [(words, None) for words, _ in sentences]
-        tables[split] = encode(sentences, tokenizer, how["max_length"], how["tags"])
+        tables[split] = encode(sentences, tokenizer, shared["max_length"], shared["tags"])
         special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         ids = [x for row in tables[split]["input_ids"] for x in row if x not in special]
         counts = counts + entities[split]  # which leaves out what is 0
@@ -803,7 +800,7 @@ def write_windows(args, name, corpus, tokenizer, how, types=None):
         notes += oddities(sentences, ids.count(tokenizer.unk_token_id) / len(ids))
         n_words = sum(len(words) for words, _ in sentences)
         rows.append([Path(name).name, split, len(sentences), n_words, ", ".join(notes)])
-    settings = dict(how, text=fingerprint([list(table) for table in tables.values()]))
+    settings = dict(shared, text=fingerprint([list(table) for table in tables.values()]))
     if not made(args.artifacts / name, settings, args.overwrite):
         with writing(args.artifacts / name, settings, entities=entities) as partial:
             datasets.DatasetDict(tables).save_to_disk(partial)
@@ -818,25 +815,25 @@ def main(args):
     encoder = make_encoder(args, [*sources.values(), *others])
     tokenizer = load_tokenizer(encoder)
     check_encoder(encoder, tokenizer, args.max_length)
-    how = {"tags": tags_of(types), "max_length": args.max_length}
-    how["encoder_files"] = encoder_fingerprint(encoder)
+    shared = {"tags": tags_of(types), "max_length": args.max_length}
+    shared["encoder_files"] = encoder_fingerprint(encoder)
 
     # `targets` has the tags of targets, too, if there are any: they go to gold/ alone
     report = []
     for lang, corpus in sources.items():
-        report += write_windows(args, f"data/sources/{lang}", corpus, tokenizer, how, types)
+        report += write_windows(args, f"data/sources/{lang}", corpus, tokenizer, shared, types)
     for lang, corpus in targets.items():
-        report += write_windows(args, f"data/targets/{lang}", corpus, tokenizer, how)
+        report += write_windows(args, f"data/targets/{lang}", corpus, tokenizer, shared)
         gold = {split: x for split, x in corpus.items() if is_tagged(x[0])}
         if gold:
-            of_this_text = dict(how, **inputs(args.artifacts, f"data/targets/{lang}"))
-            write_windows(args, f"gold/{lang}", gold, tokenizer, of_this_text, types)
+            gold_settings = dict(shared, **inputs(args.artifacts, f"data/targets/{lang}"))
+            write_windows(args, f"gold/{lang}", gold, tokenizer, gold_settings, types)
         else:  # an earlier run may have left some
             shutil.rmtree(args.artifacts / f"gold/{lang}", ignore_errors=True)
 
     # all that later stages are told
     pieces = [f"data/sources/{x}" for x in sources] + [f"data/targets/{x}" for x in targets]
-    config = dict(how, pieces=inputs(args.artifacts, *pieces), preset=args.preset)
+    config = dict(shared, pieces=inputs(args.artifacts, *pieces), preset=args.preset)
     config.update(sources=args.sources, targets=args.targets)
     config["encoder"] = args.encoder if args.encoder == "scratch" else encoder
     partial = args.artifacts / "data/.config.partial"

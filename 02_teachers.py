@@ -103,7 +103,7 @@ def sentences_of(table, column):
 
 
 def by_sentence(ids, tags, sentences):
-    """Numbers of all words' tags, (N_words,), as lists of tags as long as these sentences."""
+    """Tag numbers of all words, (N_words,), as lists of tags, one for each of these sentences."""
     cuts = np.cumsum([len(sentence) for sentence in sentences])[:-1]
     return [part.tolist() for part in np.split(np.array(tags)[np.asarray(ids)], cuts)]
 
@@ -128,15 +128,16 @@ def choose_recipe(recipes, encoder, args):
             recipe[name] = getattr(args, name)
     if args.steps is not None:
         recipe.pop("epochs", None)  # --steps is what was asked for, no floor
-    if min(recipe["steps"], recipe["batch_size"]) < 1:
-        data.stop("--steps and --batch-size: at least 1")
+    if min(recipe["steps"], recipe["batch_size"], recipe["freeze"] + 1) < 1:
+        data.stop("--steps and --batch-size: at least 1; --freeze: at least 0")
     return recipe
 
 
 # ------------------------------------------------------------------------ a tagger and its batches
 
 def load_tagger(encoder, tags, seed, device, new=None):
-    """An encoder with a linear head over the tags. Where the head is `new`, the seed draws it."""
+    """An encoder with a linear head over the tags. The seed draws weights whose names match `new`,
+    a pattern."""
     torch.manual_seed(seed)
     options = {"id2label": dict(enumerate(tags))}
     options["label2id"] = {tag: k for k, tag in enumerate(tags)}
@@ -153,7 +154,7 @@ def freeze(model, layers):
     if layers and layers >= len(stack):
         data.stop(f"--freeze {layers}: the encoder has {len(stack)} layers: try fewer")
     for name, p in model.named_parameters():
-        p.requires_grad = not (layers and re.search("embed|wte|wpe", name))
+        p.requires_grad = layers == 0 or not re.search("embed|wte|wpe", name)
     for layer in stack[:layers]:
         layer.requires_grad_(False)
 
@@ -186,9 +187,8 @@ def plan_batches(table, batch_size, rng=None):
     of equal length."""
     lengths = np.asarray(table["length"])
     order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
-    order = order[np.argsort(lengths[order], kind="stable")]
-    cuts = range(batch_size, len(order), batch_size)
-    return np.split(order, cuts)
+    order = order[np.argsort(lengths[order], kind="stable")]  # rows of one length stay as they are
+    return np.split(order, range(batch_size, len(order), batch_size))
 
 
 def plan_steps(table, batch_size, steps, rng):
@@ -491,7 +491,7 @@ def train_teacher(args, config, kind, sources, name, seed):
         facts["dev"][source] = score(model, table, config["tags"], args.device)
     facts["seconds"] = round(time.time() - begun)
     print(f"        {name}: loss {losses[-10:].mean():.4f}, source dev {json.dumps(facts['dev'])}")
-    if {"f1": 0.0} in facts["dev"].values():  # on the dev text of a source
+    if 0 in [found.get("f1") for found in facts["dev"].values()]:  # on the dev text of a source
         print(f"        {name} finds no entity: try a third of --lr, or more --steps")
     with data.writing(folder, settings, **facts) as partial:
         model.half().save_pretrained(partial)  # it only answers from here on: half the disk
@@ -507,15 +507,13 @@ def cache(args, config, kind, target, name):
         return
     model = load_tagger(teacher, config["tags"], 0, args.device)
     kappa = data.read_record(teacher)["facts"]["kappa"]
-    what = "logits"
-    splits = ["train", "test"]
-    if kind != "recogniser":
-        what = "vectors"
-        splits = ["train"]  # no student is taught on test text
+    is_recogniser = kind == "recogniser"
+    what = "logits" if is_recogniser else "vectors"
+    splits = ["train", "test"] if is_recogniser else ["train"]  # no student is taught on test text
     with data.writing(folder, settings, kappa=kappa) as partial:
         for split in splits:
             table = load_table(args.artifacts, f"data/targets/{target}/{split}")
-            values = predict_words(model, table, args.device, vectors=what == "vectors")
+            values = predict_words(model, table, args.device, vectors=not is_recogniser)
             save_file({what: values}, partial / f"{split}.safetensors")
 
 
@@ -523,7 +521,7 @@ def cache_files(args, config, target, name, folder):
     """logits/<target>/<name>: tagged files as one more recogniser. Their tags become one-hot rows;
     an entity of a type that is none of ours counts as O."""
     settings = data.inputs(args.artifacts, f"data/targets/{target}")
-    settings["files"] = data.file_hashes(Path(folder, target))
+    settings["files"] = data.file_hashes(Path(folder, target), r"(train|test)\.txt$")
     piece = args.artifacts / f"logits/{target}/{name}"
     if data.made(piece, settings, args.overwrite):
         return
@@ -533,9 +531,13 @@ def cache_files(args, config, target, name, folder):
             path = Path(folder, target, f"{split}.txt")
             tagged, _ = data.read_conll(path)
             table = load_table(args.artifacts, f"data/targets/{target}/{split}")
-            if [words for words, _ in tagged] != sentences_of(table, "words") or not tagged[0][1]:
+            ours = sentences_of(table, "words")
+            both = itertools.zip_longest([words for words, _ in tagged], ours)
+            unlike = [n for n, (x, y) in enumerate(both, start=1) if x != y]
+            if unlike or not data.is_tagged(tagged):
+                where = f"sentence {unlike[0]}" if unlike else "no tags"
                 what = f"not the target's words, each with a tag: tag its {split} text as it is"
-                data.stop(f"{path}: {what}")
+                data.stop(f"{path}: {where}: {what}")
             tagged, counts = data.harmonise(tagged, types, path)
             dropped = [f"{n} {x.split()[0]}" for x, n in counts.items() if x.endswith(" dropped")]
             if dropped:
@@ -556,7 +558,8 @@ def main(args):
         name, _, folder = teacher.partition("=")
         taken = name in sources or name in data.NOT_NAMES
         if taken or not name.isidentifier() or not folder or not Path(folder).is_dir():
-            data.stop(f"--teacher {teacher}: give NAME=DIR, a NAME of letters that is not taken")
+            what = "give NAME=DIR, a NAME of letters that is not taken, a DIR that is there"
+            data.stop(f"--teacher {teacher}: {what}")
         for target, seed in itertools.product(targets, args.seeds):
             cache_files(args, config, target, f"external-{name}-s{seed}", folder)
     kinds = ["recogniser", "evaluator"]

@@ -127,11 +127,12 @@ def external_teachers(artifacts, target):
 
 
 def find_teachers(args, config, target, name, seed):
-    """A method, and the names of the caches that a student learns from. Of the mixture each of E
-    teachers from elsewhere has the share 1 / (K + E); the K sources divide the rest by w, Eq. (4).
+    """A method, and the names of the caches that a student learns from.
 
-      ->  method, recognisers, their shares (K + E,), evaluators, their weights w (K,)
-    """
+      ->  method, recognisers, their shares of the mixture (K + E,), evaluators, their weights (K,)
+
+    Each of E teachers from elsewhere has the share 1 / (K + E); the K sources divide the rest by
+    w, Eq. (4)."""
     sources = [source for source in config["sources"] if source != target]
     external = external_teachers(args.artifacts, target)
     method, sources, external = choose_method(name, sources, external)
@@ -171,7 +172,7 @@ def soft_target_loss(student_logits, p, tau):
     """KL(p || q) of every word at temperature tau, times tau^2, since softening shrinks gradients
     by that (Hinton et al. 2015, Sec. 2).  (M, C), (M, C)  ->  (M,)"""
     log_q = F.log_softmax(student_logits / tau, dim=-1)                     # (M, C)
-    return tau**2 * (torch.xlogy(p, p) - p * log_q).sum(-1)
+    return tau**2 * F.kl_div(log_q, p, reduction="none").sum(-1)
 
 
 def similarity_loss(h, i, j, t, kappa=1.0):
@@ -212,9 +213,9 @@ def gamma(p_i, p_j, t, scaled=False):
 def student_loss(student_logits, h, p, by_evaluators, method, rng):
     """Eq. (9): (6) over the words, and with pairs (7) over pairs of them, weighted by (8).
 
-    student_logits (M, C) and states h (M, H) of the student; p (M, C) of the recognisers; by the
-    evaluators vectors (K, M, H), weights (K,), kappas (K,)  ->  scalar, and {term: scalar} to log:
-    means without the weights (8), which do not add up to the loss"""
+    student_logits (M, C) and states h (M, H) of the student; the mixture p (M, C); by_evaluators:
+    vectors (K, M, H), weights (K,), kappas (K,)  ->  scalar, and {term: scalar} to log: means
+    without the weights (8), which do not add up to the loss"""
     if method.loss == "kl":
         e = soft_target_loss(student_logits, p, method.tau)                 # (M,)
     else:
@@ -228,9 +229,7 @@ def student_loss(student_logits, h, p, by_evaluators, method, rng):
         t = teacher_similarity(vectors, w, kappas, i, j)                    # (P,)
         bce = similarity_loss(h, i, j, t, kappa=w @ kappas)                 # (P,)
         beta_ij = beta(t) if method.beta else torch.ones_like(t)            # (P,)
-        gamma_ij = torch.ones_like(t)                                       # (P,)
-        if method.gamma:
-            gamma_ij = gamma(p[i], p[j], t, method.scaled)
+        gamma_ij = gamma(p[i], p[j], t, method.scaled) if method.gamma else torch.ones_like(t)
         loss = loss + method.lam * (gamma_ij * beta_ij * bce).mean()
         terms["similarity"] = (bce - entropy(t)).mean()                     # above its floor
         terms.update(alpha=alpha_i.mean(), beta=beta_ij.mean(), gamma=gamma_ij.mean())
@@ -295,9 +294,9 @@ def write_ensemble(args, config, target, seed):
 
 def distil(args, config, target, name, seed):
     """Train one student, students/<target>/<method>-s<seed>, unless it is there."""
-    by_itself = target in config["sources"] and name in (f"tsl-{target}", f"mtmt-{target}")
-    if by_itself and name not in METHODS:
-        return  # no target teaches itself (and tsl-kl is a method, even for a target kl)
+    _, _, teacher = name.partition("-")
+    if teacher == target and target in config["sources"] and name not in METHODS:
+        return  # no target teaches itself (tsl-kl is a method, even for a target kl)
     method, recognisers, shares, evaluators, w = find_teachers(args, config, target, name, seed)
     if args.lam is not None and method.lam > 0:
         method = replace(method, lam=args.lam)
@@ -350,7 +349,7 @@ def distil(args, config, target, name, seed):
 def main(args):
     config = teachers.read_config(args.artifacts)
     targets = teachers.choose_languages("--targets", args.targets, config["targets"])
-    for name, target in itertools.product(args.methods, targets):  # refused before any training
+    for name, target in itertools.product(args.methods, targets):  # to refuse it before training
         choose_method(name, config["sources"], external_teachers(args.artifacts, target))
     for target, seed in itertools.product(targets, args.seeds):
         write_ensemble(args, config, target, seed)

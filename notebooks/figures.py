@@ -202,7 +202,7 @@ def piles(groups, target):
     for name, g in groups.items():
         plt.scatter(*axes.transform(g).T, s=9, alpha=0.4, label=name)
     plt.scatter(*axes.transform(target).T, s=9, color="black", label="target")
-    plt.legend(loc=(1, 0.2))
+    plt.legend(loc=(1, 0.2), markerscale=3)
     plt.xlabel("first main axis of g")
     plt.ylabel("second main axis")
 
@@ -294,14 +294,14 @@ def loss_map(words, tops, t, e, bce, alpha, beta, gamma, lam):
 def log_terms(logs):
     """The two tasks by step, from {method: its log.csv}."""
     axes = panels(2, 8, 2.9)
-    for method, log in logs.items():
-        for axis, term in zip(axes, ["recognition", "similarity"]):
+    labels = {"recognition": "loss", "similarity": "loss above its floor"}
+    for n, (method, log) in enumerate(logs.items()):
+        for axis, term in zip(axes, labels):
             if term in log:
-                shade = COLOURS.get(method, "black")
-                log.plot("step", term, ax=axis, color=shade, label=method)
-    for axis, term in zip(axes, ["recognition", "similarity"]):
-        axis.set(title=term, ylim=0)  # after all curves, so that none is cut off
-    axes[0].set_ylabel("loss")
+                style = {"color": COLOURS.get(method, "black"), "linewidth": max(2, 6 - 3 * n)}
+                log.plot("step", term, ax=axis, label=method, **style)
+    for axis, (term, label) in zip(axes, labels.items()):
+        axis.set(title=term, ylabel=label, ylim=0)  # after all curves, so that none is cut off
 
 
 def confusion(counts):
@@ -327,9 +327,9 @@ def dumbbells(tables):
     axes = panels(len(tables), 3 + 2.2 * len(tables), height, True)
     for axis, (title, table) in zip(axes, tables.items()):
         axis.hlines(table.index, table.min(axis=1), table.max(axis=1), color="0.6")
-        for name, marker in zip(table, "os"):
-            axis.plot(table[name], table.index, marker, label=name)
-        axis.set_title(title)
+        for name, marker, size in zip(table, "os", (13, 7)):  # both are seen where they agree
+            axis.plot(table[name], table.index, marker, markersize=size, label=name)
+        axis.set(title=title, ymargin=0.12)
     axes[0].invert_yaxis()
     axes[-1].legend(loc=(1, 0.5))
 

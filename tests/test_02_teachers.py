@@ -417,7 +417,7 @@ def test_a_teacher_from_files_is_kept_until_they_change(copied, tmp_path):
 
 
 BAD = {  # train.txt beside a target of the two sentences of GOOD, and what the line says
-    "other words": (GOOD.replace("Oslo", "Rome"), "not the target's words"),
+    "other words": (GOOD.replace("Oslo", "Rome"), "sentence 1: not the target's words"),
     "no tags": ("Anna\nlives\nin\nOslo\n\nBo\nruns\n", "each with a tag"),
     "other labels": (GOOD.replace("PER", "X").replace("LOC", "Y"), "none of its types is one of"),
 }

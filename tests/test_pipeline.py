@@ -157,7 +157,7 @@ def test_stages_that_were_killed_fifty_times_go_on_to_the_same_bits(toy, tmp_pat
         run = command(script, artifacts, *TINY[script], *flags)
         for _ in range(kills):
             job = subprocess.Popen(run, cwd=ROOT, **pipes)
-            time.sleep(rng.uniform(2, 9))
+            time.sleep(rng.uniform(2, 7.5))
             job.kill()
             said = job.communicate()[0]
             assert "error" not in said, said  # nothing half was read

@@ -37,20 +37,21 @@ def differences(counts):
 
 @pytest.fixture(scope="module")
 def seven():
-    """Counts of seven languages, with taggers of 4,000 labels and each one's best source."""
+    """Counts of seven languages, with taggers of other labels and each one's best source."""
     counts = {**counts_of("african-mtmt"), **counts_of("african-pooled")}
     counts.update(counts_of("african-long"))
     transfer = f1_of(counts).loc[[f"direct-{source}" for source in ("en", "swa", "hau", "yor")]]
     for (target, method, seed), x in list(counts.items()):
         if method == transfer[target].idxmax():
             counts[target, "best source", seed] = x
-    for source in ("en", "swa"):
-        for (target, method, seed), x in counts_of(f"labels-{source}").items():
-            counts[target, f"{method} of 4,000", seed] = x
+    for name, labels in (("en", "4,000"), ("swa", "4,000"), ("pooled", "250")):
+        for (target, method, seed), x in counts_of(f"labels-{name}").items():
+            counts[target, f"{method} of {labels}", seed] = x
     return counts
 
 
-SYSTEMS = ["direct-en", "direct-swa", "direct-swa of 4,000", "direct-pooled", "ensemble"]
+SYSTEMS = ["direct-en", "direct-swa", "direct-swa of 4,000", "direct-pooled of 250"]
+SYSTEMS += ["direct-pooled", "self-pooled", "ensemble"]
 STATED = [f"seven|tsl-sim|{x}|mean-fixed" for x in [*SYSTEMS, "best source"]]  # in its order
 STATED += """seven|tsl-sim|ensemble|fon
 seven|tsl-sim|direct-en|mean-resampled
