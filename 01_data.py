@@ -213,15 +213,15 @@ def load(auto_class, folder, **options):
 
 def load_model(auto_class, folder, new=None, **options):
     """A model in fp32. Weights that its files lack would be drawn at random, and the library only
-    warns: they are refused, unless their names match `new`. A head trained for something else and
-    weights that are no numbers are refused, too."""
+    warns: they are refused, unless their names match `new`. The head of a tagger or classifier, and
+    weights that are no numbers, are refused, too."""
     model, info = load(auto_class, folder, dtype=torch.float32, output_loading_info=True, **options)
     lacking = sorted(x for x in info["missing_keys"] if new is None or not re.match(new, x))
     if lacking:
         what = f"{len(lacking)} weights are not in its files ({', '.join(lacking[:3])})"
         stop(f"{folder}: {what}: give them the names of {type(model).__name__}")
-    if new is not None and any("classifier." in x for x in info["unexpected_keys"]):
-        remedy = "save the encoder alone, AutoModel.from_pretrained(...).save_pretrained(...)"
+    if new and any(re.match(r"(classifier|score)\.", x) for x in info["unexpected_keys"]):
+        remedy = "save it by AutoModel, without the head, and its tokenizer beside it"
         stop(f"{folder}: it has a trained head: {remedy}")
     if not all(weights.isfinite().all() for weights in model.parameters()):
         stop(f"{folder}: some of its weights are not finite (NaN): it is damaged, choose another")
@@ -333,7 +333,7 @@ NO_WORDS = [  # what more than a share of the words may look like, and what to d
     (r"(?!&).+[,;]", 0.5, "a comma behind every word: part columns by tabs"),
     (r"##\w+|▁\w+|\w+@@", 0.02, "sub-tokens: join them to words"),
 ]
-RECORD = r"\d+[\t,;].*|\".*?\",.*|[{\[].*[}\]],?|.*</\w.*|<\w.*"  # CSV, JSON, XML
+RECORD = r'\d+(\t|[,;][^\s\d]).*|"[^"]*"(\s*:|[,;]\S).*|[{}].*|.*</\w.*'  # CSV, JSON, XML
 CHUNK = r"O|[BI]-((N|V|P|ADJ|ADV|CONJ|UC)[PC]|SBAR|PRT|INTJ|LST)"  # of CoNLL-2003
 NUMBER = r"\W?[A-Za-z]?\d[\d\W]*"  # 1 [1] t1 0-1
 INVISIBLE = "[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff]"
@@ -373,8 +373,9 @@ def read_conll(path):
     lines, counts = read_lines(path)
     content = [x for x in lines if x.strip() and not x.startswith(("-DOCSTART-", "#"))] or ["."]
     gap = "\t" if any("\t" in line.rstrip() for line in content) else " +"
-    if gap == " +" and len({line.count(" ") for line in content}) > 5:
-        stop(f"{path}: sentences, not words: put one word on each line, or call the file text.txt")
+    untagged = [line.split() for line in content if not re.search(rf" {TAG}\s*$", line)]
+    if gap == " +" and len({len(words) for words in untagged}) > 5:
+        stop(f"{path}: sentences: put one word on each line (raw text of a target: text.txt)")
     width = len(re.split(gap, content[0].rstrip("\t ")))
     sentences = [[]]  # the last one is being read: rows [word, ..., tag]
     for number, line in enumerate(lines, start=1):
@@ -462,8 +463,9 @@ def read_raw_text(path):
     has_tags = first_of_many(TAGGED, 0.5, tokens) or first_of_many(MARKED, 0.02, tokens)
     if has_tags or share(rf"\S+\s(.*\s)?{TAG}", lines) > 0.5:
         stop(f"{path}: words with tags, no raw text: name it train.txt, a tab before each tag")
-    if share(RECORD, lines) > 0.5:
-        counts["lines, as of JSON, CSV or XML: leave their sentences alone"] = len(lines)
+    records = [line for line in lines if re.fullmatch(RECORD, line)]
+    if len(records) > 0.5 * len(lines):
+        counts["lines like CSV, JSON or XML: keep only their sentences"] = len(records)
     splitter = pre_tokenizers.BertPreTokenizer()
     lines = [[word for word, _ in splitter.pre_tokenize_str(line)] for line in lines]
     return [(words, None) for words in lines if words], counts
@@ -543,7 +545,7 @@ def oddities(sentences, unknown):
     alone = sum(len(words) == 1 for words, _ in sentences)
     table = [
         ("no word is in an entity", set(tags) == {"O"}),
-        ("long sentences: are blank lines missing?", len(words) > 200 * len(sentences)),
+        ("no end of sentences: are blank lines missing?", len(words) > 200 * len(sentences)),
         ("hardly a sentence is longer than a word", alone > max(9, 0.9 * len(sentences))),
         ("no spaces between words: segment the text first", share(UNSPACED, words) > 0.05),
         ("most words are numbers or identifiers", share(r".*\d.*", words) > 0.5),

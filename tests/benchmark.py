@@ -154,7 +154,6 @@ def measure(case):
     tsl = seconds(case.student, "tsl-sim")
     cache = seconds(teachers.predict_words, case.taught_by, case.table, case.device)
     ratios = {"student / bare model": tsl / seconds(case.bare)}
-    ratios["mtmt / tsl-sim"] = seconds(case.student, "mtmt") / tsl
     ratios["cache / bare forward"] = cache / seconds(case.bare, False)
     theirs = 3 * seconds(case.every_step)  # TSL's students pass over the text three times
     ratios["teachers in every step"] = theirs / (3 * tsl + K * cache)

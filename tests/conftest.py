@@ -35,10 +35,10 @@ def command(script, artifacts, *flags):
     return [sys.executable, str(ROOT / script), "--artifacts", str(artifacts), *map(str, flags)]
 
 
-def stage(script, artifacts, *flags, **environment):
+def stage(script, artifacts, *flags):
     """Run one stage in a process of its own; returns it with its output."""
     options = {"capture_output": True, "text": True, "cwd": ROOT}
-    options["env"] = dict(os.environ, **environment)
+    options["env"] = dict(os.environ, PYTHONIOENCODING="ascii")  # a terminal may know no more
     return subprocess.run(command(script, artifacts, *flags), **options)
 
 

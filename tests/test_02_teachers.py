@@ -374,6 +374,7 @@ def test_text_or_encoder_that_changed_since_are_refused(copied):
     ("--sources zz", "--sources zz: choose among qaa"),
     ("--targets zz", "--targets zz: choose among qac"),
     ("--freeze 2 --seeds 3", "--freeze 2: the encoder has 2 layers"),
+    ("--freeze -1 --seeds 3", "--steps and --batch-size: at least 1; --freeze: at least 0"),
     ("--batch-size 0 --seeds 3", "--steps and --batch-size: at least 1"),
     ("--steps 5 --seeds 0", "recogniser-qaa-s0: made from other steps: pass --overwrite"),
     ("--steps 4 --seeds 0 --teacher qaa=x", "--teacher qaa=x"),

@@ -92,6 +92,8 @@ def scores_of_x(artifacts):
 def test_types_of_gold_that_no_source_has_are_named_and_one_may_be_called_micro(tagged):
     said = here("04_evaluate.py", tagged)
     assert "bb: types of gold without a counterpart: PERSON (1), EVENT (1)." in said
+    _, notes = evaluate.read_gold(tagged, "bb", evaluate.data.tags_of(["LOC", "micro", "ORG"]))
+    assert any("bb: no ORG in gold" in note for note in notes)
     assert re.search(r"direct-x +100\.0", said)
     x = scores_of_x(tagged)
     assert x.type.tolist() == ["micro", "LOC", "micro"]

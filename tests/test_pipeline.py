@@ -139,13 +139,6 @@ def test_output_that_is_closed_early_leaves_results_whole(copied, toy):
     assert not list(copied.rglob("*.partial"))
 
 
-def test_a_terminal_that_knows_ascii_alone_does_not_matter(copied):
-    shutil.rmtree(copied / "results")
-    done = stage("04_evaluate.py", copied, PYTHONIOENCODING="ascii")
-    assert done.returncode == 0 and "stage 4 done" in done.stdout
-    assert "±" in (copied / "results/results.md").read_text(encoding="utf-8")
-
-
 @pytest.mark.long
 def test_stages_that_were_killed_fifty_times_go_on_to_the_same_bits(toy, tmp_path):
     artifacts = tmp_path / "a"

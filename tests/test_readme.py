@@ -58,6 +58,8 @@ seven|tsl-sim|direct-en|mean-resampled
 seven|tsl-sim|direct-swa|mean-resampled
 seven|self-pooled|direct-pooled|mean-fixed
 seven|tsl-sim|self-pooled|mean-fixed
+seven|direct-pooled of 250|direct-en|mean-fixed
+seven|direct-pooled of 250|direct-swa|mean-fixed
 seven|tsl-sim|direct-swa of 4,000|mean-fixed
 seven|mtmt-scaled|tsl-sim|mean-fixed""".split("\n")
 STATED += [f"conll-text|mtmt-en|direct-en|{x}" for x in ("de", "nl")]
