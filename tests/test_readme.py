@@ -47,6 +47,9 @@ def seven():
     for name, labels in (("en", "4,000"), ("swa", "4,000"), ("pooled", "250")):
         for (target, method, seed), x in counts_of(f"labels-{name}").items():
             counts[target, f"{method} of {labels}", seed] = x
+    for (target, method, seed), x in counts_of("african-lambda").items():
+        if method == "mtmt-scaled":
+            counts[target, "mtmt-scaled of 0.1", seed] = x
     return counts
 
 
@@ -61,7 +64,8 @@ seven|tsl-sim|self-pooled|mean-fixed
 seven|direct-pooled of 250|direct-en|mean-fixed
 seven|direct-pooled of 250|direct-swa|mean-fixed
 seven|tsl-sim|direct-swa of 4,000|mean-fixed
-seven|mtmt-scaled|tsl-sim|mean-fixed""".split("\n")
+seven|mtmt-scaled|tsl-sim|mean-fixed
+seven|mtmt-scaled of 0.1|tsl-sim|mean-fixed""".split("\n")
 STATED += [f"conll-text|mtmt-en|direct-en|{x}" for x in ("de", "nl")]
 STATED += [f"conll-text|tsl-sim|direct-en|{x}" for x in ("es", "de", "nl")]
 STATED += ["conll-long|tsl-sim|direct-en|nl", "african|tsl-sim|direct-en|sna"]
