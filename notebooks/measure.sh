@@ -178,19 +178,6 @@ labels-pooled) # the labels of one source, a quarter of them from each of four
         [ -e "$measured/$part-s$seed-$target.safetensors" ] || keep "$part" "$target" "$measured/$part-s$seed-$target"
     done
     ;;
-own) # each target's own labels, as a source that has its name and -gold
-    for target in $new; do
-        mkdir -p "$out/own-corpora"
-        ln -sfn "$(realpath "$corpora")/$target" "$out/own-corpora/$target"
-        ln -sfn "$(realpath "$corpora")/$target" "$out/own-corpora/$target-gold"
-    done
-    corpora="$out/own-corpora"
-    for target in $new; do
-        data "own-$target" "$target-gold" "$target" --types PER LOC ORG --limit 1000 --limit-text 10
-        teach "own-$target" recogniser "$target-gold" "$target"
-        [ -e "$measured/own-s$seed-$target.safetensors" ] || keep "own-$target" "$target" "$measured/own-s$seed-$target"
-    done
-    ;;
 figure) # README's figure, from the committed counts; the other arguments do not matter
     python - "$measured" <<'END'
 import glob

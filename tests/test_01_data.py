@@ -88,7 +88,6 @@ def test_words_that_look_like_something_else_are_words(tmp_path, case):
 
 
 def test_what_is_repaired_is_counted(tmp_path):
-    """In a tag, invisible characters are stripped; a line without a word is dropped."""
     raw = "\ufeff-DOCSTART- -X- O O\r\n\r\n# a comment\r\nAnna  B-\u200bPER\r\n O\r\n"
     raw += "\u3000 O\r\n\r\nis O \r\n"
     raw += "so O\u00ad\u200b\u200e\u202c\u2060\u061c\ufe0f\ufeff\r\n"

@@ -391,7 +391,6 @@ def retagged(lang, split, words, tags):
 
 
 def test_tags_of_files_of_any_scheme_are_read_and_other_types_are_o(toy, tmp_path, capsys):
-    """The data alone suffices."""
     shutil.copytree(toy / "data", tmp_path / "a/data")
     config = teachers.read_config(toy)
     args = teachers.parse_args(["--artifacts", str(tmp_path / "a"), *QUICK])

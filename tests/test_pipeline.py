@@ -127,7 +127,6 @@ def test_control_c_and_a_full_disk_leave_nothing_half_written(copied, monkeypatc
 
 
 def test_output_that_is_closed_early_leaves_results_whole(copied, toy):
-    """As `| head -1` does."""
     shutil.rmtree(copied / "results")
     reads, writes = os.pipe()
     os.close(reads)

@@ -25,7 +25,6 @@ def counts_of(part):
 
 
 def f1_of(counts):
-    """A row for each system, a column for each target: the mean of its runs."""
     scores = evaluate.micro(evaluate.score_rows(counts, ["LOC", "ORG", "PER"]))
     return scores.pivot_table(index="method", columns="target", values="f1")
 
@@ -47,9 +46,11 @@ def seven():
     for name, labels in (("en", "4,000"), ("swa", "4,000"), ("pooled", "250")):
         for (target, method, seed), x in counts_of(f"labels-{name}").items():
             counts[target, f"{method} of {labels}", seed] = x
-    for (target, method, seed), x in counts_of("african-lambda").items():
-        if method == "mtmt-scaled":
-            counts[target, "mtmt-scaled of 0.1", seed] = x
+    later = {"african-lambda": "mtmt-scaled of 0.1", "student-swa": "tsl-swa of 4,000"}
+    for part, system in later.items():
+        for (target, method, seed), x in counts_of(part).items():
+            if method == system.split()[0]:
+                counts[target, system, seed] = x
     return counts
 
 
@@ -64,6 +65,8 @@ seven|tsl-sim|self-pooled|mean-fixed
 seven|direct-pooled of 250|direct-en|mean-fixed
 seven|direct-pooled of 250|direct-swa|mean-fixed
 seven|tsl-sim|direct-swa of 4,000|mean-fixed
+seven|tsl-swa of 4,000|direct-swa of 4,000|mean-fixed
+seven|tsl-sim|tsl-swa of 4,000|mean-fixed
 seven|mtmt-scaled|tsl-sim|mean-fixed
 seven|mtmt-scaled of 0.1|tsl-sim|mean-fixed""".split("\n")
 STATED += [f"conll-text|mtmt-en|direct-en|{x}" for x in ("de", "nl")]
@@ -112,10 +115,10 @@ def test_other_numbers_of_the_readme_are_those_of_the_committed_files(seven):
     for source in ("en", "swa"):
         few, many = means[f"direct-{source}"], means[f"direct-{source} of 4,000"]
         assert f"has {many:.1f}" in WORDS and f"({few:.1f} with 1,000)" in WORDS
+    assert f"with {means['tsl-swa of 4,000']:.1f} F1 it has the highest mean" in WORDS
 
 
 def toy_table(text):
-    """{system: mean F1} of a table that stage 4 prints."""
     found = {}
     for line in text.split("\n"):
         cells = re.fullmatch(r"(\S+) +[\d.]+ ± [\d.]+ +[\d.]+ ± [\d.]+ +([\d.]+).*", line)
