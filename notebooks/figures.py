@@ -298,8 +298,8 @@ def log_terms(logs):
     for n, (method, log) in enumerate(logs.items()):
         for axis, term in zip(axes, labels):
             if term in log:
-                style = {"color": COLOURS.get(method, "black"), "linewidth": max(2, 6 - 3 * n)}
-                log.plot("step", term, ax=axis, label=method, **style)
+                shade = COLOURS.get(method, "black")
+                log.plot("step", term, ax=axis, label=method, color=shade, lw=6 / (n + 1))
     for axis, (term, label) in zip(axes, labels.items()):
         axis.set(title=term, ylabel=label, ylim=0)  # after all curves, so that none is cut off
 
