@@ -448,8 +448,12 @@ def check_columns(path, sentences, no_word):
         is_last = number == len(others) + 1
         has_tags = share(form, marked) > 0.5
         has_chunks = share(CHUNK, marked) > 0.5
-        if has_tags and has_chunks == is_last:  # chunks may stand before the entities
-            problem = "chunks (NP, VP) in its last column" if is_last else "two tag columns"
+        problem = None
+        if has_tags and has_chunks and is_last:
+            problem = "chunks (NP, VP) in its last column"
+        if has_tags and not has_chunks and not is_last:
+            problem = "two tag columns"
+        if problem:
             stop(f"{path}: {problem} (column {number}): keep the entities, in the last one")
 
 

@@ -186,7 +186,7 @@ def mask_boxes(rows):
             cell(axis, x, y, 0.9, 0.8, text, fc=shade, ec="black", lw=line)
 
 
-def heat(table, low=0, high=1, label="", axis=None):
+def heat(table, low, high, label="", axis=None):
     """A DataFrame as a matrix with its numbers."""
     form = "{:.0f}" if high > 2 else "{:.2f}"
     strength = 0.6 * (table.to_numpy() - low) / (high - low)
@@ -294,13 +294,13 @@ def loss_map(words, tops, t, e, bce, alpha, beta, gamma, lam):
 def log_terms(logs):
     """The two tasks by step, from {method: its log.csv}."""
     axes = panels(2, 8, 2.9)
-    labels = {"recognition": "loss", "similarity": "loss above its floor"}
-    for n, (method, log) in enumerate(logs.items()):
-        for axis, term in zip(axes, labels):
+    terms = ["recognition", "similarity"]
+    labels = ["loss", "loss above its floor"]
+    for axis, term, label in zip(axes, terms, labels):
+        for n, (method, log) in enumerate(logs.items()):
             if term in log:
                 shade = COLOURS.get(method, "black")
                 log.plot("step", term, ax=axis, label=method, color=shade, lw=6 / (n + 1))
-    for axis, (term, label) in zip(axes, labels.items()):
         axis.set(title=term, ylabel=label, ylim=0)  # after all curves, so that none is cut off
 
 

@@ -66,7 +66,6 @@ def write_text(folder, n, config):
 
 
 class Case:
-    """An encoder and a text: each method runs one pass over it."""
     def __init__(self, encoder, device, folder):
         self.encoder = encoder
         self.device = device

@@ -129,10 +129,6 @@ def softmax(row):
     return [x / sum(top) for x in top]
 
 
-def dot(a, b):
-    return sum(x * y for x, y in zip(a, b))
-
-
 # ------------------------------------------------------------------------ fixtures
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ WORDS = {  # what looks like something else and is words all the same
     "two byte order marks": ("\ufeffBo O\n\n\ufeffist O\n", "Bo / ist"),
     "a space inside a word of a tabbed file": ("New York\tB-LOC\nist\tO\n", "New York·ist"),
     "a space inside a word that is no name": ("ist O\n10 Oktober O\n", "ist·10 Oktober"),
-    "padded words": ("".join(f"{n * 'x':<9}O\n" for n in range(1, 7)), "x·xx·xxx·xxxx·xxxxx·xxxxxx"),
+    "padded": ("".join(f"{n * 'x':<9}O\n" for n in range(1, 7)), "x·xx·xxx·xxxx·xxxxx·xxxxxx"),
     "a lemma like a tag": ("Bo _ B-PER\nemail E-Mail O\nRom _ B-LOC\n", "Bo·email·Rom"),
     "addresses": ("http://e-date.de\nda\nhttp://b-loc\n", "http://e-date.de·da·http://b-loc"),
     "characters of words": ("上 上海 O\n海 上海 O\n" * 6, "上·海·上·海·上·海·上·海·上·海·上·海"),
@@ -400,7 +400,6 @@ KINDS = ["BERT", "RoBERTa", "XLM-R", "ModernBERT", "EuroBERT"]
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory):
-    """{kind: folder}"""
     folder = tmp_path_factory.mktemp("encoders")
     for kind, (make_tokenizer, config, size) in ENCODERS.items():
         save(folder / kind, make_tokenizer(), config, size)
@@ -666,7 +665,6 @@ def test_limits_cut_train_and_dev_of_sources_and_train_and_test_of_targets():
 # ------------------------------------------------------------------------ pieces
 
 def piece(folder, word, overwrite=False, **settings):
-    """Make a piece of one file, as a stage does."""
     if not data.made(folder, settings, overwrite):
         with data.writing(folder, settings, seconds=time.time()) as partial:
             (partial / "word").write_text(word)

@@ -14,11 +14,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from numpy import dot
 from pytest import approx
 from safetensors.torch import load_file, save_file
 from torch import allclose, tensor
 
-from conftest import GOOD, corpus, data, dot, here, refused, softmax, to_conll
+from conftest import GOOD, corpus, data, here, refused, softmax, to_conll
 
 teachers = importlib.import_module("02_teachers")
 QUICK = ["--steps", "4", "--seeds", "0"]
@@ -109,7 +110,6 @@ def test_what_is_said_of_words_is_in_corpus_order_whatever_the_batches(model):
 
 
 def free_layers(model):
-    """Numbers of the layers that have parameters to train."""
     free = [name for name, p in model.named_parameters() if p.requires_grad]
     return {int(number) for number in re.findall(r"\.(\d+)\.", " ".join(free))}
 
@@ -149,7 +149,6 @@ PROCESSORS = {  # what torch says of them, and whether bf16 pays there
 
 
 def dtype_of(width):
-    """What a model of this width computes in."""
     layer = torch.nn.Linear(4, 4)
     layer.device = torch.device("cpu")
     layer.config = transformers.BertConfig(hidden_size=width)

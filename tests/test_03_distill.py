@@ -15,9 +15,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from numpy import dot
 from safetensors.torch import load_file
 
-from conftest import bits, dot, here, refused, softmax
+from conftest import bits, here, refused, softmax
 
 teachers = importlib.import_module("02_teachers")
 distill = importlib.import_module("03_distill")

@@ -92,7 +92,8 @@ def scores_of_x(artifacts):
 def test_types_of_gold_that_no_source_has_are_named_and_one_may_be_called_micro(tagged):
     said = here("04_evaluate.py", tagged)
     assert "bb: types of gold without a counterpart: PERSON (1), EVENT (1)." in said
-    _, notes = evaluate.read_gold(tagged, "bb", evaluate.data.tags_of(["LOC", "micro", "ORG"]))
+    tags = evaluate.data.tags_of(["LOC", "micro", "ORG"])
+    _, notes = evaluate.read_gold(tagged, "bb", tags)
     assert any("bb: no ORG in gold" in note for note in notes)
     assert re.search(r"direct-x +100\.0", said)
     x = scores_of_x(tagged)
@@ -119,7 +120,8 @@ def test_without_gold_there_are_predictions_and_fidelity(copied):
     assert "No target has gold" in here("04_evaluate.py", copied)
     assert not (copied / "results/results.csv").exists()
     assert (copied / "results/fidelity.csv").read_text() == before
-    assert len(list(copied.glob("results/predictions/q?c/*-s0.txt"))) == 2 * (6 + len(TOY_METHODS))
+    predictions = list(copied.glob("results/predictions/q?c/*-s0.txt"))
+    assert len(predictions) == 2 * (6 + len(TOY_METHODS))
 
 
 def test_the_fidelity_of_a_student_is_that_of_what_it_left(copied):
@@ -155,7 +157,8 @@ def by_hand(mean, v, df):
 def test_an_interval_of_fixed_targets_by_hand():
     """Run means 1.5 3 3: variance 3/4, of their mean 1/4 with two degrees; sentences add 1/4:
     v = 1/2 with v^2 / ((1/4)^2 / 2) = 8 degrees."""
-    assert evaluate.interval(D, 0.25) == pytest.approx(by_hand(2.5, 1 / 2, 8))
+    found = evaluate.interval(D, 0.25)
+    assert found == pytest.approx(by_hand(2.5, 1 / 2, 8))
 
 
 def test_an_interval_of_drawn_targets_by_hand():
@@ -279,7 +282,8 @@ def test_a_comparison_is_paired_by_sentence_and_run_and_signed():
     row = only(table, method="tsl-sim", baseline="direct-en")
     assert row.delta_f1 == 0 and np.isnan(row.ci_low)  # no spread at all
     row = only(table, method="mtmt", baseline="direct-en")
-    assert row.delta_f1 == pytest.approx(mean_f1(strong) - mean_f1(weak))
+    gain = mean_f1(strong) - mean_f1(weak)
+    assert row.delta_f1 == pytest.approx(gain)
     assert row.p < 0.05 and row.runs == 3
     assert 0 < row.ci_low < row.delta_f1 < row.ci_high
     back = only(table, method="tsl-sim", baseline="mtmt")
@@ -292,7 +296,8 @@ def test_runs_that_one_of_two_systems_lacks_are_left_out_and_runs_are_counted():
     strong = better(runs[1])
     systems = {"direct-en": runs, "mtmt": {1: strong, 2: runs[2], 7: runs[0]}}
     row = only(compare({"xx": systems}, ["direct-en"]))
-    assert row.delta_f1 == pytest.approx((f1(strong) - f1(runs[1])) / 2) and row.runs == 2
+    gain = f1(strong) - f1(runs[1])
+    assert row.delta_f1 == pytest.approx(gain / 2) and row.runs == 2
     systems["mtmt"] = {8: runs[0]}
     assert compare({"xx": systems}, ["direct-en"]).empty
 

@@ -65,7 +65,6 @@ def test_with_gold_gone_and_target_tags_replaced_every_bit_is_as_it_was(guarded)
 
 
 def test_a_language_that_is_source_and_target_is_served_by_the_other_sources_alone(guarded):
-    """Students that start from a pooled teacher are among them."""
     changed = different(guarded, "plain", "scrambled")
     assert not [name for name in changed if re.search("/qab/|-without-qab", name)]
     for name in ("recogniser-qab", "evaluator-qab", "recogniser-pooled", "scaled-pooled"):
@@ -76,7 +75,6 @@ def test_a_language_that_is_source_and_target_is_served_by_the_other_sources_alo
 
 
 def test_the_guard_sees_a_planted_leak(guarded, monkeypatch):
-    """A stage 3 that peeks at gold comes out different when gold does."""
     mixture = distill.mixture
     found = []
     for name in ("plain", "scrambled"):

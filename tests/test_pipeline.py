@@ -110,7 +110,6 @@ def test_a_stage_that_was_killed_goes_on_to_the_bits_of_an_undisturbed_run(copie
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError])
 def test_control_c_and_a_full_disk_leave_nothing_half_written(copied, monkeypatch, failure):
-    """And the piece that was to be replaced is still there."""
     before = bits(copied, "**/*.*")
     save = distill.save_file
 
