@@ -143,8 +143,12 @@ pretend) # after the part african-mtmt: which lambda, where two sources play tar
         students pretend "hau swa" mtmt-scaled --steps 1566 --lambda "$lambda" --overwrite
     done
     ;;
-african-lambda) # after the part african-mtmt, whose students it replaces: with the lambda of the part pretend
+african-lambda) # after the part african-long: the complete method with the lambda of the part pretend
+    teach african-long scaled "en swa hau yor" "$new"
     students african-long "$new" mtmt-scaled --steps 1566 --lambda 0.1 --overwrite
+    ;;
+african-en) # after the part african-long: TSL with one source, English
+    students african-long "$new" tsl-en --steps 1566
     ;;
 african-pooled) # after the part african-long: self-training, from the pooled recogniser
     students african-long "$new" self-pooled --steps 625
