@@ -153,7 +153,11 @@ african-en) # after the part african-long: TSL with one source, English
 african-pooled) # after the part african-long: self-training, from the pooled recogniser
     students african-long "$new" self-pooled --steps 625
     ;;
-african) # the smaller diet, 10,000 passes
+mtmt-pooled) # after the part african-long: self-training with a second task
+    teach african-long scaled pooled "$new"
+    students african-long "$new" mtmt-pooled --steps 625 --lambda 0.1
+    ;;
+african) # fewer readings, 10,000 sentences
     data african "en swa hau yor" "$all" --limit 1000 --limit-text 2000
     teach african "recogniser scaled" "en swa hau yor" "bbj ewe lug mos nya sna"
     teach african recogniser pooled "bbj ewe lug mos nya sna"
