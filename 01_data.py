@@ -95,7 +95,7 @@ def parse_args(argv=None):
 
 
 def add_common_flags(p):
-    """The flags that all stages have."""
+    """The flags of stages 1 to 3."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     p.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="the shared folder")
     p.add_argument("--overwrite", action="store_true", help="make anew what other settings made")
@@ -120,8 +120,8 @@ def read_record(folder):
 
 
 def inputs(artifacts, *names):
-    """{piece: fingerprint} of these pieces: what is made from them keeps it among its settings. It
-    stops where one is missing, or stale: made from a piece that has another fingerprint now."""
+    """{piece: fingerprint} of these pieces; what is made from them keeps it among its settings. It
+    stops where a piece is missing, or stale: something that it was made from has changed since."""
     found = {}
     for name in names:
         record = read_record(artifacts / name)
@@ -345,9 +345,9 @@ def share(pattern, cells):
     return sum(bool(re.fullmatch(pattern, cell)) for cell in cells) / max(1, len(cells))
 
 
-def first_of_many(form, limit, cells):
-    """The first cell that looks like the form, if more than one and more than that share do."""
-    found = [cell for cell in cells if re.fullmatch(form, cell)]
+def first_of_many(pattern, limit, cells):
+    """The first cell that looks like it, if more than one and more than a share `limit` do."""
+    found = [cell for cell in cells if re.fullmatch(pattern, cell)]
     return found[0] if len(found) > max(1, limit * len(cells)) else None
 
 
@@ -381,8 +381,8 @@ def read_conll(path):
     for number, line in enumerate(lines, start=1):
         columns = [column.strip(" ") for column in re.split(gap, line.rstrip("\t "))]
         # a space inside a word, "10 000 O", in a file whose two columns are parted by spaces
-        is_spaced = gap == " +" and width == 2 and len(columns) > 2 and columns[-1] == "O"
-        is_spaced = is_spaced and columns[0] not in ("", "#")
+        has_more = gap == " +" and width == 2 and len(columns) > 2
+        is_spaced = has_more and columns[-1] == "O" and columns[0] not in ("", "#")
         # a comment is "# any text"; with as many columns as a word has, "# id = 3" alone
         comment = r"# \S+ = " if len(columns) == width else r"#\s"
         problem = None
@@ -591,7 +591,8 @@ def shared_types(sources, wanted):
 
 
 def harmonise(sentences, types, place):
-    """Sentences with IOB2 tags over `types`, all others O, and a Counter of their entities."""
+    """Sentences with IOB2 tags over `types`, all others O, and a Counter of their entities by type
+    and of the tags that were converted."""
     counts = Counter()
     changed = []
     for words, tags in sentences:
@@ -658,16 +659,17 @@ def split_words(words, tokenizer):
     """The sub-tokens of every word, [[id, ...], ...], as they are in running text, where many
     tokenizers split a word unlike one alone."""
     text = " ".join(words)
-    # the word of each character of " " + text: a space is of the word behind it
+    # the word of each character of " " + text, where a space belongs to the word behind it; so
+    # owner[end] is the word of character end - 1 of text
     owner = [number for number, word in enumerate(words) for _ in " " + word]
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     special = set(tokenizer.all_special_ids)
-    pieces = [[] for _ in words]
-    for piece, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"]):
+    sub_tokens = [[] for _ in words]
+    for x, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"]):
         end = max(start + 1, end)  # some sub-tokens have no character
         number = owner[min(end, len(text))]
-        pieces[number].append(tokenizer.unk_token_id if piece in special else piece)
-    return pieces
+        sub_tokens[number].append(tokenizer.unk_token_id if x in special else x)
+    return sub_tokens
 
 
 def cut(lengths, capacity):
@@ -713,15 +715,15 @@ def encode(sentences, tokenizer, max_length, tags=None):
     rows = []
     n_words = 0
     for number, (words, word_tags) in enumerate(sentences):
-        pieces = split_words(words, tokenizer)
-        pieces = [p[:capacity] or [tokenizer.unk_token_id] for p in pieces]  # cut, never dropped
-        for begin, end, scored, scored_end in cut([len(p) for p in pieces], capacity):
+        by_word = split_words(words, tokenizer)
+        by_word = [x[:capacity] or [tokenizer.unk_token_id] for x in by_word]  # never dropped
+        for begin, end, scored, scored_end in cut([len(x) for x in by_word], capacity):
             ids = list(before)
             first = []
             for k in range(begin, end):
                 if scored <= k < scored_end:
                     first.append(len(ids))
-                ids += pieces[k]
+                ids += by_word[k]
             ids += after
             row = {"sentence": number, "start": n_words, "words": words[scored:scored_end]}
             row.update(input_ids=ids, length=len(ids), first=first)

@@ -10,7 +10,7 @@ Writes  artifacts/teachers/{recogniser,evaluator,scaled}-<source>-s<seed>
                     pooled-without-<target>, where a target is a source, too
         artifacts/weights/<target>/           of the sources, Eqs. (3) and (4)
         artifacts/logits/<target>/<teacher>/  a recogniser's logits of every word of the target, or
-                                              an evaluator's vectors of those it trains on
+                                              an evaluator's vectors of its training text
 
 Equations are numbered as in the README. B sentences, T sub-tokens, C tags, K sources, H hidden
 size, M scored words of a batch, P pairs of them. The teachers of seed 0 teach the students of
@@ -251,8 +251,8 @@ def optimiser(model, lr, steps):
     """AdamW without decay on biases and LayerNorm; a schedule, 10 % linear warm-up and then linear
     decay (TSL); and a scaler of losses for fp16, which underflows."""
     matrices = [p for p in model.parameters() if p.ndim > 1]  # frozen ones get no gradient
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr, weight_decay=0.01, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(adamw, int(0.1 * steps), steps)
     device = model.device.type
@@ -274,7 +274,8 @@ def step(loss, model, adamw, schedule, scaler):
 # ------------------------------------------------------------------------ (1) the recogniser
 
 def recogniser_loss(model, batch, rng):
-    """Eq. (1): cross-entropy over the scored words f. It needs no rng."""
+    """Eq. (1): cross-entropy over the scored words f. rng is not used: both losses are called
+    alike."""
     _, logits = forward_words(model, batch)                                 # (M, C)
     return F.cross_entropy(logits, batch["tags"])
 
@@ -318,22 +319,22 @@ def draw_pairs(classes, rng):
     classes (M,)  ->  i, j (P,), P <= 2 M: fewer where a class has one word, or the batch one class
     """
     words = {}  # {class: its words}
-    for word, kind in enumerate(classes.tolist()):
-        words.setdefault(kind, []).append(word)
-    kinds = list(words)
+    for word, label in enumerate(classes.tolist()):
+        words.setdefault(label, []).append(word)
+    labels = list(words)
     pairs = []
     for _ in range(len(classes)):
-        kind = rng.choice(kinds)
-        i = rng.choice(words[kind])
-        if len(words[kind]) > 1:
+        label = rng.choice(labels)
+        i = rng.choice(words[label])
+        if len(words[label]) > 1:
             j = i
             while j == i:
-                j = rng.choice(words[kind])
+                j = rng.choice(words[label])
             pairs.append((i, j))
-        if len(kinds) > 1:
-            other = kind
-            while other == kind:
-                other = rng.choice(kinds)
+        if len(labels) > 1:
+            other = label
+            while other == label:
+                other = rng.choice(labels)
             pairs.append((i, rng.choice(words[other])))
     pairs = torch.tensor(pairs, dtype=torch.long).view(-1, 2)               # (P, 2)
     return pairs.T.to(classes.device)
@@ -355,7 +356,7 @@ def evaluator_loss(model, batch, rng):
 
 def pair_score(model, table, tags, device):
     """How well an evaluator tells pairs of two entity words apart, which "entity or not" does not
-    solve: area under the ROC curve in percent; 50 is guessing."""
+    solve: area under the ROC curve in percent; 50 is guessing. tags is not used, as rng above."""
     from sklearn.metrics import roc_auc_score  # here, as seqeval
     vectors = predict_words(model, table, device, vectors=True).float()     # (N_words, H)
     classes = torch.tensor(list(itertools.chain(*table["tags"])))           # (N_words,)
@@ -424,8 +425,8 @@ def train_similarity(features):
 
 
 def teacher_weights(scores):
-    """Eq. (4): a = softmax(l / tau_w) for every window of text, tau_w the variance of all N K
-    scores, as TSL has it (notebook 2 shows that surer scores then give flatter weights).
+    """Eq. (4): a = softmax(l / tau_w) for every window of text. tau_w is the variance of all N K
+    scores, as in TSL, so scores that are spread more widely give flatter weights (notebook 2).
 
     scores (N, K)  ->  a (N, K); the sources' weights w are its mean over the windows"""
     tau = scores.var(correction=0).clamp_min(1e-12)

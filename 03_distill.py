@@ -155,9 +155,11 @@ def find_teachers(args, config, target, name, seed):
     shares = torch.cat([K * w, torch.ones(E)]) / (K + E)                    # (K + E,)
     recognisers = [f"logits/{target}/recogniser-{source}-s{seed}" for source in sources]
     recognisers += [f"logits/{target}/external-{teacher}-s{seed}" for teacher in external]
-    kind = "scaled" if method.scaled else "evaluator"
-    evaluators = [f"logits/{target}/{kind}-{source}-s{seed}" for source in sources]
-    return method, recognisers, shares, evaluators if method.pairs else [], w
+    evaluators = []
+    if method.pairs:
+        kind = "scaled" if method.scaled else "evaluator"
+        evaluators = [f"logits/{target}/{kind}-{source}-s{seed}" for source in sources]
+    return method, recognisers, shares, evaluators, w
 
 
 # ------------------------------------------------------------------------ the student's loss
@@ -214,8 +216,8 @@ def student_loss(student_logits, h, p, by_evaluators, method, rng):
     """Eq. (9): (6) over the words, and with pairs (7) over pairs of them, weighted by (8).
 
     student_logits (M, C) and states h (M, H) of the student; the mixture p (M, C); by_evaluators:
-    vectors (K, M, H), weights (K,), kappas (K,)  ->  scalar, and {term: scalar} to log: means
-    without the weights (8), which do not add up to the loss"""
+    vectors (K, M, H), weights (K,), kappas (K,)  ->  scalar, and {term: scalar} to log: the loss,
+    the means of (6), (7) and (8), which do not add up to it"""
     if method.loss == "kl":
         e = soft_target_loss(student_logits, p, method.tau)                 # (M,)
     else:
@@ -239,9 +241,9 @@ def student_loss(student_logits, h, p, by_evaluators, method, rng):
 
 # ------------------------------------------------------------------------ training
 
-def load_caches(artifacts, names, split, kind):
+def load_caches(artifacts, names, split, what):
     """What K teachers said: [(N_words, C or H)], mapped: rows are read when they are asked for."""
-    return [load_file(artifacts / name / f"{split}.safetensors")[kind] for name in names]
+    return [load_file(artifacts / name / f"{split}.safetensors")[what] for name in names]
 
 
 def train(student, table, by_recognisers, by_evaluators, method, recipe, seed):
@@ -282,7 +284,7 @@ def write_ensemble(args, config, target, seed):
     log p."""
     _, recognisers, shares, _, _ = find_teachers(args, config, target, "tsl-sim", seed)
     if not all((args.artifacts / name).exists() for name in recognisers):
-        return  # stage 2 made the pooled teachers alone
+        return  # stage 2 has not made all of them
     settings = dict(data.inputs(args.artifacts, *recognisers), weights=shares.tolist())
     folder = args.artifacts / f"logits/{target}/ensemble-s{seed}"
     if not data.made(folder, settings, args.overwrite):
@@ -294,9 +296,8 @@ def write_ensemble(args, config, target, seed):
 
 def distil(args, config, target, name, seed):
     """Train one student, students/<target>/<method>-s<seed>, unless it is there."""
-    _, _, teacher = name.partition("-")
-    if teacher == target and target in config["sources"] and name not in METHODS:
-        return  # no target teaches itself (tsl-kl is a method, even for a target kl)
+    if target in config["sources"] and name in (f"tsl-{target}", f"mtmt-{target}"):
+        return  # no target teaches itself
     method, recognisers, shares, evaluators, w = find_teachers(args, config, target, name, seed)
     if args.lam is not None and method.lam > 0:
         method = replace(method, lam=args.lam)

@@ -74,12 +74,12 @@ def prf(counts):
     """Precision, recall and F1 in percent from counts (..., 3); 0 where there is nothing."""
     correct, predicted, gold = np.moveaxis(np.asarray(counts, dtype=float), -1, 0)
     denominators = np.stack([predicted, gold, (predicted + gold) / 2], -1)
-    return 100 * correct[..., None] / np.maximum(denominators, 0.5)  # 0.5 replaces 0 alone
+    return 100 * correct[..., None] / np.maximum(denominators, 0.5)  # all but 0 are 0.5 or more
 
 
 def fidelity(student, mixture):
     """Entity F1 in percent of a student's tags against those of the mixture that taught it, both by
-    sentence; it needs no gold. NaN where the mixture names nothing."""
+    sentence, as conlleval reads them; no gold. NaN where the mixture names nothing."""
     of_student = set(get_entities(student))
     of_mixture = set(get_entities(mixture))
     both = len(of_student & of_mixture)
@@ -144,9 +144,9 @@ def interval(d, v_sentences, draw_targets=False):
     """A mean difference, its 95 % interval and two-sided p, by Student's t (Satterthwaite 1946).
 
     d (T, S) by target and run, v_sentences the variance of its mean over resampled sentences  ->
-    mean, low, high, p. Runs are crossed with targets: a run's teachers serve all of them. One run
-    adds nothing: its interval knows the sentences alone. With draw_targets the T > 1 targets are a
-    sample, of languages like them, and their sentences are in that; never narrower than without.
+    mean, low, high, p. All targets share the teachers of a run. With one run only the sentences
+    vary. With draw_targets the T > 1 targets are a sample of languages like them, which takes the
+    place of their sentences; that interval is never narrower than the one without.
     """
     T, S = d.shape
     mean = d.mean()
@@ -161,10 +161,10 @@ def interval(d, v_sentences, draw_targets=False):
         parts.append((-v_residual, n))
     else:
         parts.append((v_sentences, np.inf))
-    v = max(v_runs, sum(x for x, _ in parts))  # not less than that of the runs alone
+    v = max(v_runs, sum(part for part, _ in parts))  # not less than that of the runs alone
     if min(v, v_sentences) < 1e-9:  # systems that never differ, or a single sentence
         return mean, np.nan, np.nan, np.nan
-    spread = sum(x**2 / n for x, n in parts)
+    spread = sum(part**2 / n for part, n in parts)
     df = v**2 / spread if spread > 0 else np.inf
     df = max(df, min(n for _, n in parts))  # taking a part off can bring it near 0
     half = scipy.stats.t.ppf(0.975, df) * math.sqrt(v)
@@ -210,7 +210,7 @@ def compare(counts, baselines):
 
 def choose_direct(sources, results):
     """The direct transfer to compare with: of the source that serves most targets, English first;
-    without one direct-NAME, or whatever comes first by name."""
+    without one the first system by name, such as direct-NAME."""
     n_targets = results.groupby("method").target.nunique()
     direct = [f"direct-{x}" for x in ["en", *sources] if f"direct-{x}" in n_targets]
     return max(direct or n_targets.index, key=n_targets.get)  # of equals the first
@@ -364,6 +364,8 @@ def main(args):
         notes.append("**Invented languages: they show the machinery, nothing of human languages.**")
     types = [tag[2:] for tag in config["tags"] if tag[0] == "B"]
     systems = {target: find_systems(args.artifacts, config, target) for target in config["targets"]}
+    if not any(systems.values()):
+        data.stop(f"{args.artifacts}: no system to score: run 02_teachers.py first")
     settings = {"mode": mode}
     for pieces in systems.values():
         settings.update(data.inputs(args.artifacts, *pieces.values()))

@@ -135,11 +135,10 @@ def tagged(rows):
     display(HTML(f"<table>{''.join(lines)}</table>"))
 
 
-def board(table, colours, axis=None):
+def board(table, colours):
     """A DataFrame of texts as cells under the names of its columns."""
     height, width = table.shape
-    if axis is None:
-        axis = plt.subplots(figsize=(1.4 + 0.78 * width, 0.5 + 0.5 * height))[1]
+    axis = plt.subplots(figsize=(1.4 + 0.78 * width, 0.5 + 0.5 * height))[1]
     for (y, x), text in np.ndenumerate(table):
         cell(axis, x, y, 0.94, 0.9, text, fc=colours[y][x])
     axis.axis([-0.5, width - 0.5, height - 0.5, -0.5])
@@ -186,13 +185,13 @@ def mask_boxes(rows):
             cell(axis, x, y, 0.9, 0.8, text, fc=shade, ec="black", lw=line)
 
 
-def heat(table, low, high, label="", axis=None):
+def heat(table, low, high, label=""):
     """A DataFrame as a matrix with its numbers."""
     form = "{:.0f}" if high > 2 else "{:.2f}"
     strength = 0.6 * (table.to_numpy() - low) / (high - low)
     texts = table.map(form.format)
     shades = plt.cm.Blues(strength)
-    board(texts, shades, axis)
+    board(texts, shades)
     plt.gcf().supxlabel(label, size=11)
 
 
@@ -263,15 +262,15 @@ def slopes(losses, steps=0):
 LOSS_MAP = r"""
 white    1.2 5.7 2.0 1 | i: {words[0]}
 #BFE3F7  4.3 5.7 2.6 1 | recognisers: $p_i$;{tops[0]}
-#FBDF9D  7.9 5.7 3.0 1 | $e_i$ = {e[0]:.3f};how far from $p_i$?
+#FBDF9D  7.9 5.7 3.0 1 | $e_i$ = {e[0]:.3f}: is the;student's $q_i$ near $p_i$?
 #EDEDED 11.7 5.7 3.0 1 | $\alpha_i$ = {alpha[0]:.2f}: is $p_i$ sure?
 white    1.2 3.7 2.0 1 | pair (i, j)
 #BFE5D8  4.3 3.7 2.6 1 | evaluators: $t_{{ij}}$;same class? {t:.2f}
-#FBDF9D  7.9 3.7 3.0 1 | $L_{{ij}}$ = {bce:.3f};BCE of the cosine
+#FBDF9D  7.9 3.7 3.0 1 | $L_{{ij}}$ = {bce:.3f}: are the;student's $h$ as alike as $t$?
 #EDEDED 11.7 3.7 3.0 1 | $\beta$ = {beta:.2f}: is $t$ sure?;$\gamma$ = {gamma:.2f}: agreed?
 white    1.2 1.7 2.0 1 | j: {words[1]}
 #BFE3F7  4.3 1.7 2.6 1 | recognisers: $p_j$;{tops[1]}
-#FBDF9D  7.9 1.7 3.0 1 | $e_j$ = {e[1]:.3f};how far from $p_j$?
+#FBDF9D  7.9 1.7 3.0 1 | $e_j$ = {e[1]:.3f}: is the;student's $q_j$ near $p_j$?
 #EDEDED 11.7 1.7 3.0 1 | $\alpha_j$ = {alpha[1]:.2f}: is $p_j$ sure?
 """
 
