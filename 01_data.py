@@ -522,8 +522,8 @@ def read_hub(preset, lang, splits):
         sentences = []
         for words, numbers in zip(table["tokens"], table["ner_tags"]):
             words = [" ".join((word or "").split()) for word in words]
-            kept = [k for k, word in enumerate(words) if word]
-            sentences.append(([words[k] for k in kept], [tags[numbers[k]] for k in kept]))
+            tagged = [(x, tags[n]) for x, n in zip(words, numbers, strict=True) if x]
+            sentences.append(([word for word, _ in tagged], [tag for _, tag in tagged]))
         corpus[split] = [pair for pair in sentences if pair[0]], Counter()
     return corpus
 

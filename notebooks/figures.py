@@ -119,7 +119,7 @@ def stages():
         axis.text(0.4, (low + high) / 2, name, rotation=90, **INK)
     sketch(axis, STAGES)
     axis.text(2.8, 3.3, "a student may start from it")
-    axis.text(0.9, 1.1, "orange: opened to score,\nin stage 4 alone", color="#D55E00")
+    axis.text(0.9, 1.1, "orange: opened to score,\nin stage 4 alone")
 
 
 def tagged(rows):
@@ -168,7 +168,8 @@ def word_by_word(words, rows, tags, alpha=None):
     if alpha is not None:
         texts[r"$\alpha$"] = [f"{x:.2f}" for x in alpha]
         colours.append(["white"] * len(words))
-    board(pd.DataFrame(list(texts.values()), list(texts), words), colours)
+    table = pd.DataFrame.from_dict(texts, orient="index", columns=words)
+    board(table, colours)
 
 
 def mask_boxes(rows):
@@ -192,7 +193,7 @@ def heat(table, low, high, label=""):
     texts = table.map(form.format)
     shades = plt.cm.Blues(strength)
     board(texts, shades)
-    plt.gcf().supxlabel(label, size=11)
+    plt.gcf().supxlabel(label)
 
 
 def piles(groups, target):
@@ -342,7 +343,7 @@ def forest(series, xlabel):
         shade = COLOURS.get(name, str(0.1 + 0.5 * n))
         axis.hlines(y, rows.ci_low, rows.ci_high, color=shade, linewidth=3.5)
         axis.plot(rows.delta_f1, y, "os"[n], color=shade, mec="black", label=name)
-    axis.axvline(0, color="black", linewidth=1)
+    axis.axvline(0, color="black")
     axis.set_yticks(range(len(labels)), labels)
     axis.set(xlabel=xlabel, ymargin=0.1)
     axis.invert_yaxis()
