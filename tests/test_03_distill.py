@@ -345,8 +345,7 @@ def test_what_students_and_their_mixture_say_is_kept_word_by_word(toy):
     for split in ("train", "test"):
         said = load_file(folder / f"{split}.safetensors")
         table = teachers.load_table(toy, f"data/targets/qbc/{split}")
-        n_words = sum(map(len, table["words"]))
-        assert said["logits"].shape == (n_words, len(tags))
+        assert said["logits"].shape == (sum(map(len, table["words"])), len(tags))
     ensemble = load_file(toy / "logits/qbc/ensemble-s0/test.safetensors")["logits"]
     assert said["mixture"].equal(ensemble.argmax(-1).byte())  # the last split is test
 
