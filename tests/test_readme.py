@@ -57,8 +57,7 @@ def seven():
 
 SYSTEMS = "direct-en|direct-swa|direct-swa of 4,000|direct-pooled|self-pooled|ensemble".split("|")
 STATED = [f"seven|tsl-sim|{x}|mean-fixed" for x in [*SYSTEMS, "best source"]]  # in its order
-STATED += """seven|mtmt-pooled of 0.1|self-pooled|mean-fixed
-seven|tsl-sim|ensemble|fon
+STATED += """seven|tsl-sim|ensemble|fon
 seven|tsl-sim|direct-en|mean-resampled
 seven|tsl-sim|direct-swa|mean-resampled
 seven|self-pooled|direct-pooled|mean-fixed
@@ -71,7 +70,8 @@ seven|tsl-sim|tsl-en of 1,000|mean-fixed
 seven|tsl-swa of 4,000|direct-swa of 4,000|mean-fixed
 seven|tsl-sim|tsl-swa of 4,000|mean-fixed
 seven|mtmt-scaled|tsl-sim|mean-fixed
-seven|mtmt-scaled of 0.1|tsl-sim|mean-fixed""".split("\n")
+seven|mtmt-scaled of 0.1|tsl-sim|mean-fixed
+seven|mtmt-pooled of 0.1|self-pooled|mean-fixed""".split("\n")
 STATED += [f"conll-text|mtmt-en|direct-en|{x}" for x in ("de", "nl")]
 STATED += [f"conll-text|tsl-sim|direct-en|{x}" for x in ("es", "de", "nl")]
 STATED += ["conll-long|tsl-sim|direct-en|nl", "african|tsl-sim|direct-en|sna"]
