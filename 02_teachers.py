@@ -10,7 +10,7 @@ Writes  artifacts/teachers/{recogniser,evaluator,scaled}-<source>-s<seed>
                     pooled-without-<target>, where a target is a source, too
         artifacts/weights/<target>/           of the sources, Eqs. (3) and (4)
         artifacts/logits/<target>/<teacher>/  a recogniser's logits of every word of the target, or
-                                              an evaluator's vectors of its training text
+                                              an evaluator's vectors of the target's training words
 
 Equations are numbered as in the README. B sentences, T sub-tokens, C tags, K sources, H hidden
 size, M scored words of a batch, P pairs of them. The teachers of seed 0 teach the students of

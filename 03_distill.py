@@ -217,7 +217,7 @@ def student_loss(student_logits, h, p, by_evaluators, method, rng):
 
     student_logits (M, C) and states h (M, H) of the student; the mixture p (M, C); by_evaluators:
     vectors (K, M, H), weights (K,), kappas (K,)  ->  scalar, and {term: scalar} to log: the loss,
-    the means of (6), (7) and (8), which do not add up to it"""
+    and means of (6), of (7) above its floor and of (8), which do not add up to it"""
     if method.loss == "kl":
         e = soft_target_loss(student_logits, p, method.tau)                 # (M,)
     else:

@@ -343,8 +343,8 @@ def test_a_student_that_does_not_repeat_its_mixture_is_named_with_the_target():
 def test_what_is_stale_and_what_is_missing_is_named(copied, tmp_path):
     (copied / "students/qbc/mtmt-s0/record.json").unlink()  # as a killed process leaves it
     refused("04_evaluate.py", copied, says="students/qbc/mtmt-s0: missing or incomplete")
-    run = ["--targets", "qac", "--sources", "qaa"]
-    here("02_teachers.py", copied, *run, "--lr", "0.01", "--overwrite")
+    flags = "--targets qac --sources qaa --lr 0.01 --overwrite"
+    here("02_teachers.py", copied, *flags.split())
     refused("04_evaluate.py", copied, says=["logits/qac/ensemble-s0", "recogniser-qaa-s0"])
     refused("04_evaluate.py", tmp_path / "none", says="01_data.py")
     shutil.rmtree(copied / "logits")
