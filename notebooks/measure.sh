@@ -150,6 +150,29 @@ african-lambda) # after the part african-long: the complete method with the lamb
 african-en) # after the part african-long: TSL with one source, English
     students african-long "$new" tsl-en --steps 1566
     ;;
+african-equal) # after the part african-long: the mixture of its recognisers with equal weights; no student
+    python - "$out/african-long" "$seed" "$new" <<'END'
+import importlib
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+data = importlib.import_module("01_data")
+distill = importlib.import_module("03_distill")
+artifacts = Path(sys.argv[1])
+seed = sys.argv[2]
+for target in sys.argv[3].split():
+    recognisers = [f"logits/{target}/recogniser-{source}-s{seed}" for source in ("en", "swa", "hau", "yor")]
+    logits = torch.stack(distill.load_caches(artifacts, recognisers, "test", "logits"))
+    p = distill.mixture(logits, torch.ones(4) / 4)
+    folder = artifacts / f"logits/{target}/ensemble-avg-s{seed}"
+    with data.writing(folder, data.inputs(artifacts, *recognisers)) as partial:
+        save_file({"logits": p.log()}, partial / "test.safetensors")
+END
+    for target in $new; do
+        [ -e "$measured/$part-s$seed-$target.safetensors" ] || keep african-long "$target" "$measured/$part-s$seed-$target"
+    done
+    ;;
 african-pooled) # after the part african-long: self-training, from the pooled recogniser
     students african-long "$new" self-pooled --steps 625
     ;;
