@@ -94,6 +94,33 @@ if weights:
 END
 }
 
+# stage 4 with the recognisers' mixture of equal weights, ensemble-avg: artifacts NAME, sources, targets
+equal() {
+    python - "$out/$1" "$seed" "$2" "$3" <<'END'
+import importlib
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+data = importlib.import_module("01_data")
+distill = importlib.import_module("03_distill")
+artifacts, seed, sources, targets = sys.argv[1:]
+artifacts = Path(artifacts)
+for target in targets.split():
+    others = [source for source in sources.split() if source != target]
+    recognisers = [f"logits/{target}/recogniser-{source}-s{seed}" for source in others]
+    logits = torch.stack(distill.load_caches(artifacts, recognisers, "test", "logits"))
+    p = distill.mixture(logits, torch.ones(len(others)) / len(others))
+    folder = artifacts / f"logits/{target}/ensemble-avg-s{seed}"
+    with data.writing(folder, data.inputs(artifacts, *recognisers)) as partial:
+        save_file({"logits": p.log()}, partial / "test.safetensors")
+END
+    for target in $3; do
+        local file="$measured/$part-s$seed-$target"
+        [ -e "$file.safetensors" ] || keep "$1" "$target" "$file"
+    done
+}
+
 case $part in
 conll) # TSL's own experiment: each of three languages taught by the other three of four
     data conll "en de es nl" "es nl de" --limit 2000 --limit-text 2000
@@ -118,6 +145,9 @@ conll-text) # TSL's own experiment with more text: 25,000 passes over as much as
 conll-mtmt) # after the part conll-text: MTMT with one source, English
     teach conll-text evaluator en "nl de es"
     students conll-text "nl de es" mtmt-en --steps 1566
+    ;;
+conll-equal) # after the part conll-text
+    equal conll-text "en de es nl" "es nl de"
     ;;
 african-long) # seven languages, four sources, 25,000 passes
     data african-long "en swa hau yor" "$all" --limit 1000 --limit-text 2000
@@ -150,28 +180,8 @@ african-lambda) # after the part african-long: the complete method with the lamb
 african-en) # after the part african-long: TSL with one source, English
     students african-long "$new" tsl-en --steps 1566
     ;;
-african-equal) # after the part african-long: the mixture of its recognisers with equal weights; no student
-    python - "$out/african-long" "$seed" "$new" <<'END'
-import importlib
-import sys
-from pathlib import Path
-import torch
-from safetensors.torch import save_file
-data = importlib.import_module("01_data")
-distill = importlib.import_module("03_distill")
-artifacts = Path(sys.argv[1])
-seed = sys.argv[2]
-for target in sys.argv[3].split():
-    recognisers = [f"logits/{target}/recogniser-{source}-s{seed}" for source in ("en", "swa", "hau", "yor")]
-    logits = torch.stack(distill.load_caches(artifacts, recognisers, "test", "logits"))
-    p = distill.mixture(logits, torch.ones(4) / 4)
-    folder = artifacts / f"logits/{target}/ensemble-avg-s{seed}"
-    with data.writing(folder, data.inputs(artifacts, *recognisers)) as partial:
-        save_file({"logits": p.log()}, partial / "test.safetensors")
-END
-    for target in $new; do
-        [ -e "$measured/$part-s$seed-$target.safetensors" ] || keep african-long "$target" "$measured/$part-s$seed-$target"
-    done
+african-equal) # after the part african-long
+    equal african-long "en swa hau yor" "$new"
     ;;
 african-pooled) # after the part african-long: self-training, from the pooled recogniser
     students african-long "$new" self-pooled --steps 625
