@@ -121,13 +121,13 @@ def read_record(folder):
 
 def inputs(artifacts, *names):
     """{piece: fingerprint} of these pieces; what is made from them keeps it among its settings. It
-    stops where a piece is missing, or stale: something that it was made from has changed since."""
+    stops where a piece is missing, or stale: made from a piece that has changed since."""
     found = {}
     for name in names:
         record = read_record(artifacts / name)
-        for below, then in record["settings"].items():
+        for below, recorded in record["settings"].items():
             is_piece = (artifacts / below / "record.json").exists()  # else it is a plain setting
-            if is_piece and inputs(artifacts, below)[below] != then:
+            if is_piece and inputs(artifacts, below)[below] != recorded:
                 what = f"{artifacts / name}: made from another {below} than there is now"
                 stop(f"{what}: run its stage again with --overwrite, or remove it")
         found[name] = record["fingerprint"]
@@ -135,7 +135,8 @@ def inputs(artifacts, *names):
 
 
 def made(folder, settings, overwrite=False):
-    """Is the piece there, made from these settings? It stops where one was made from others."""
+    """Is the piece there, made from these settings? Where it was made from others: no, if it may be
+    overwritten, else it stops."""
     if not (folder / "record.json").exists():
         return False
     before = read_record(folder)["settings"]
@@ -213,8 +214,8 @@ def load(auto_class, folder, **options):
 
 def load_model(auto_class, folder, new=None, **options):
     """A model in fp32. Weights that its files lack would be drawn at random, and the library only
-    warns: they are refused, unless their names match `new`. The head of a tagger or classifier, and
-    weights that are no numbers, are refused, too."""
+    warns: they are refused, unless their names match `new`. Refused are also weights that are no
+    numbers and, where `new` is given, a trained head."""
     model, info = load(auto_class, folder, dtype=torch.float32, output_loading_info=True, **options)
     lacking = sorted(x for x in info["missing_keys"] if new is None or not re.match(new, x))
     if lacking:
@@ -263,15 +264,16 @@ def toy_word(rng):
 
 
 def toy_lexicon(lang, seed):
-    """{class: [word]} of a daughter language: proto-words, replaced in part, then sound changes."""
+    """{class: [word]} of a daughter language: first its family, then the language itself replaces
+    some of the proto-words and changes the sounds of all."""
     rng = random.Random(f"proto {seed}")
     lexicon = {name: [toy_word(rng) for _ in range(size)] for name, size in LEXICON.items()}
-    for name, share in ((lang[:2], 0.3), (lang, 0.1)):  # of new words: in the family, then its own
+    for name, rate in ((lang[:2], 0.3), (lang, 0.1)):  # how many words are replaced
         rng = random.Random(f"{name} {seed}")
         change = str.maketrans(*SOUND_CHANGES[name].split(">"))
         for words in lexicon.values():
             for k, word in enumerate(words):
-                if rng.random() < share:
+                if rng.random() < rate:
                     word = toy_word(rng)
                 words[k] = word.translate(change)
     return lexicon
@@ -314,7 +316,7 @@ def toy_corpus(lang, seed):
 
 # ------------------------------------------------------------------------ reading corpora
 # A reader returns sentences [(words, tags)], tags None where there are none, and a Counter of what
-# it skipped or mended. It guesses nothing: what can be read in two ways is refused with its line.
+# it skipped or mended. It guesses nothing: what can be read in two ways is refused.
 
 TAG = r"(O|[BIESLUM]-[^\s\"']+)"
 NO_TAGS = {  # what a cell of the last column may look like instead, and what to do about it
@@ -380,10 +382,10 @@ def read_conll(path):
     sentences = [[]]  # the last one is being read: rows [word, ..., tag]
     for number, line in enumerate(lines, start=1):
         columns = [column.strip(" ") for column in re.split(gap, line.rstrip("\t "))]
-        # a space inside a word, "10 000 O", in a file whose two columns are parted by spaces
+        # a space inside a word, "10 000 O": only where columns are parted by spaces, the tag is O
         has_more = gap == " +" and width == 2 and len(columns) > 2
         is_spaced = has_more and columns[-1] == "O" and columns[0] not in ("", "#")
-        # a comment is "# any text"; with as many columns as a word has, "# id = 3" alone
+        # "# any text" is a comment; in a line with as many columns as words have, only "# id = 3"
         comment = r"# \S+ = " if len(columns) == width else r"#\s"
         problem = None
         if not line.strip() or line.startswith("-DOCSTART-"):
@@ -566,8 +568,8 @@ def tags_of(types):
 
 
 def to_iob2(tags):
-    """IOB1, IOB2, IOBES or BILOU tags of a sentence as IOB2. S and U are names of one word, E and L
-    their last words; a stray I- opens one (as in conlleval)."""
+    """IOB1, IOB2, IOBES, BILOU or BMES tags of a sentence as IOB2. S or U is a name of one word, E
+    or L the last word of a longer one; a stray I- or M- opens a name (as in conlleval)."""
     converted = []
     open_type = None
     for tag in tags:
@@ -659,8 +661,7 @@ def split_words(words, tokenizer):
     """The sub-tokens of every word, [[id, ...], ...], as they are in running text, where many
     tokenizers split a word unlike one alone."""
     text = " ".join(words)
-    # the word of each character of " " + text, where a space belongs to the word behind it; so
-    # owner[end] is the word of character end - 1 of text
+    # owner[k] is the word of character k - 1 of the text; a space belongs to the word behind it
     owner = [number for number, word in enumerate(words) for _ in " " + word]
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     special = set(tokenizer.all_special_ids)
@@ -677,7 +678,7 @@ def cut(lengths, capacity):
 
     lengths: sub-tokens of each word, <= capacity  ->  [(start, end, first_scored, last_scored + 1)]
     """
-    # windows of words, each beginning a quarter of a window before the last one ends
+    # windows of words, each beginning at most a quarter of a window before the previous one ends
     spans = []
     start = 0
     end = 0
@@ -702,8 +703,8 @@ def cut(lengths, capacity):
 def encode(sentences, tokenizer, max_length, tags=None):
     """Sentences as a table with a row per window; each word is scored once, in corpus order.
 
-    Columns: sentence (its number), start (number of its first scored word), words (scored ones),
-    input_ids, length (sub-tokens), first (where each scored word begins: the mask f, which comes
+    Columns: sentence (its number), start (its first scored word's number in the corpus), words (the
+    scored ones), input_ids, length (sub-tokens), first (where each scored word begins: the mask f,
     from the tokenisation, never from tags), and for tagged words tags (numbers in the list).
     """
     # what stands before and after a sentence, for example [CLS] and [SEP]
@@ -717,20 +718,20 @@ def encode(sentences, tokenizer, max_length, tags=None):
     for number, (words, word_tags) in enumerate(sentences):
         by_word = split_words(words, tokenizer)
         by_word = [x[:capacity] or [tokenizer.unk_token_id] for x in by_word]  # never dropped
-        for begin, end, scored, scored_end in cut([len(x) for x in by_word], capacity):
+        for begin, end, scored_begin, scored_end in cut([len(x) for x in by_word], capacity):
             ids = list(before)
             first = []
             for k in range(begin, end):
-                if scored <= k < scored_end:
+                if scored_begin <= k < scored_end:
                     first.append(len(ids))
                 ids += by_word[k]
             ids += after
-            row = {"sentence": number, "start": n_words, "words": words[scored:scored_end]}
+            row = {"sentence": number, "start": n_words, "words": words[scored_begin:scored_end]}
             row.update(input_ids=ids, length=len(ids), first=first)
             if word_tags:
-                row["tags"] = [tags.index(tag) for tag in word_tags[scored:scored_end]]
+                row["tags"] = [tags.index(tag) for tag in word_tags[scored_begin:scored_end]]
             rows.append(row)
-            n_words += scored_end - scored
+            n_words += scored_end - scored_begin
     return datasets.Dataset.from_list(rows)
 
 
@@ -741,7 +742,7 @@ TINY = dict(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, interme
 
 def train_tokenizer(texts, size):
     """A cased byte-pair vocabulary (Sennrich et al. 2016) of lists of words, all languages'.
-    A piece that begins a word begins with a low line."""
+    A sub-token that begins a word begins with ▁."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = SentencePieceBPETokenizer(unk_token="[UNK]")
     text = (" ".join(words) for words in texts)
@@ -778,7 +779,7 @@ def make_encoder(args, corpora):
     texts = [words for corpus in corpora for words, _ in corpus["train"][0]]
     settings = dict(TINY, text=fingerprint(texts), seed=args.seed)
     if not made(folder, settings, args.overwrite):
-        torch.set_num_threads(1)  # as fast for a tiny model, and the same bits everywhere
+        torch.set_num_threads(1)  # as fast for a tiny model; the same bits on any number of cores
         model, tokenizer = pretrain(texts, args.seed, args.device)
         with writing(folder, settings) as partial:
             model.save_pretrained(partial)

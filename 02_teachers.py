@@ -77,7 +77,7 @@ def read_config(artifacts):
     config = json.loads((artifacts / "data/config.json").read_text())
     if config["encoder"] == "scratch":
         config["encoder"] = str((artifacts / "encoder").absolute())
-        torch.set_num_threads(1)  # as fast for a tiny model, and the same bits everywhere
+        torch.set_num_threads(1)  # as fast for a tiny model; the same bits on any number of cores
     same_text = data.inputs(artifacts, *config["pieces"]) == config["pieces"]
     if not same_text or data.encoder_fingerprint(config["encoder"]) != config["encoder_files"]:
         what = "text or encoder differs from what stage 1 read"
@@ -183,11 +183,11 @@ def autocast(model):
 
 
 def plan_batches(table, batch_size, rng=None):
-    """Row numbers of each batch: rows of like length, so that padding is rare; `rng` shuffles those
-    of equal length."""
+    """Row numbers of each batch: rows of like length, so that padding is rare. Those of equal
+    length are in the order of the table, or with `rng` in a random one."""
     lengths = np.asarray(table["length"])
     order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
-    order = order[np.argsort(lengths[order], kind="stable")]  # rows of one length stay as they are
+    order = order[np.argsort(lengths[order], kind="stable")]  # equal lengths stay in that order
     return np.split(order, range(batch_size, len(order), batch_size))
 
 
@@ -318,24 +318,24 @@ def draw_pairs(classes, rng):
 
     classes (M,)  ->  i, j (P,), P <= 2 M: fewer where a class has one word, or the batch one class
     """
-    words = {}  # {class: its words}
+    by_class = {}  # {class: its words}
     for word, label in enumerate(classes.tolist()):
-        words.setdefault(label, []).append(word)
-    labels = list(words)
+        by_class.setdefault(label, []).append(word)
+    labels = list(by_class)
     pairs = []
     for _ in range(len(classes)):
         label = rng.choice(labels)
-        i = rng.choice(words[label])
-        if len(words[label]) > 1:
+        i = rng.choice(by_class[label])
+        if len(by_class[label]) > 1:
             j = i
             while j == i:
-                j = rng.choice(words[label])
+                j = rng.choice(by_class[label])
             pairs.append((i, j))
         if len(labels) > 1:
             other = label
             while other == label:
                 other = rng.choice(labels)
-            pairs.append((i, rng.choice(words[other])))
+            pairs.append((i, rng.choice(by_class[other])))
     pairs = torch.tensor(pairs, dtype=torch.long).view(-1, 2)               # (P, 2)
     return pairs.T.to(classes.device)
 
@@ -343,7 +343,7 @@ def draw_pairs(classes, rng):
 def evaluator_loss(model, batch, rng):
     """Eq. (2): s_ij = sigmoid(kappa cos(v_i, v_j)) against [tag_i = tag_j]: B-PER and I-PER differ.
     As published kappa = 1: s is in [0.2689, 0.7311], the loss at least ln(1 + exp(-1)) = 0.3133.
-    `scaled` ones learn it."""
+    `scaled` evaluators learn kappa."""
     tags = batch["tags"]                                                    # (M,)
     v, _ = forward_words(model, batch)                                      # (M, H)
     i, j = draw_pairs(tags, rng)                                            # (P,), (P,)
@@ -355,8 +355,9 @@ def evaluator_loss(model, batch, rng):
 
 
 def pair_score(model, table, tags, device):
-    """How well an evaluator tells pairs of two entity words apart, which "entity or not" does not
-    solve: area under the ROC curve in percent; 50 is guessing. tags is not used, as rng above."""
+    """How well cosines tell pairs of one tag from pairs of two, among entity words alone (with O it
+    is easy): area under the ROC curve in percent; 50 is guessing. tags is not used, as rng above.
+    """
     from sklearn.metrics import roc_auc_score  # here, as seqeval
     vectors = predict_words(model, table, device, vectors=True).float()     # (N_words, H)
     classes = torch.tensor(list(itertools.chain(*table["tags"])))           # (N_words,)
@@ -401,8 +402,8 @@ class LanguageSimilarity(torch.nn.Module):
 
 
 def language_loss(model, g, k):
-    """Cross-entropy of (3): which source k (B,) is a sentence g (B, H) from? A penalty keeps the mu
-    orthogonal."""
+    """Cross-entropy of (3): which source k (B,) is a sentence g (B, H) from? A penalty pushes the
+    mu towards length 1 and right angles."""
     mu = model.mu                                                           # (K, H)
     penalty = (mu @ mu.T - torch.eye(len(mu))).square().sum()
     return F.cross_entropy(model(g), k) + SIMILARITY["penalty"] * penalty
@@ -429,8 +430,8 @@ def teacher_weights(scores):
     scores, as in TSL, so scores that are spread more widely give flatter weights (notebook 2).
 
     scores (N, K)  ->  a (N, K); the sources' weights w are its mean over the windows"""
-    tau = scores.var(correction=0).clamp_min(1e-12)
-    return torch.softmax(scores / tau, dim=-1)                              # (N, K)
+    tau_w = scores.var(correction=0).clamp_min(1e-12)
+    return torch.softmax(scores / tau_w, dim=-1)                              # (N, K)
 
 
 def weigh_sources(args, config, targets):
@@ -450,7 +451,7 @@ def weigh_sources(args, config, targets):
         table = load_table(args.artifacts, f"{text}/train")
         g = sentence_features(config["encoder"], table, args.device)        # (N, H)
         others = [k for k, source in enumerate(config["sources"]) if source != target]
-        a = teacher_weights(model(g).detach()[:, others])                   # (N, K)
+        a = teacher_weights(model(g).detach()[:, others])                   # (N, K), without itself
         if not a.isfinite().all():
             data.stop(f"weights for {target} are not finite: is the encoder damaged?")
         by_source = {config["sources"][k]: x.contiguous() for k, x in zip(others, a.T)}
@@ -495,7 +496,7 @@ def train_teacher(args, config, kind, sources, name, seed):
     if 0 in [found.get("f1") for found in facts["dev"].values()]:  # on the dev text of a source
         print(f"        {name} finds no entity: try a third of --lr, or more --steps")
     with data.writing(folder, settings, **facts) as partial:
-        model.half().save_pretrained(partial)  # it only answers from here on: half the disk
+        model.half().save_pretrained(partial)  # half the disk; a student that starts here has fp32
         data.load_tokenizer(config["encoder"]).save_pretrained(partial)
 
 
@@ -579,7 +580,7 @@ def main(args):
                 continue
             for kind in ("recogniser", "scaled"):
                 name = f"{kind}-{pooled_name(config, target)}-s{seed}"
-                train_teacher(args, config, kind, others, name, seed)
+                train_teacher(args, config, kind, others, name, seed)  # "pooled" once, then kept
                 cache(args, config, kind, target, name)
     if sources:
         weigh_sources(args, config, targets)

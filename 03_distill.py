@@ -41,7 +41,7 @@ class Method:
     pooled: bool = False         # one teacher, of all sources' labels; the student starts from it
     loss: str = "squared"        # Eq. (6): squared error, or kl at temperature tau
     tau: float = 1.0             # temperature of kl and of the mixture that it learns
-    pairs: bool = False          # MTMT: the second task (7) on pairs of words, the weights (8)
+    pairs: bool = False          # MTMT: the second task (7), on pairs of words
     scaled: bool = False         # with pairs: evaluators that learned kappa, and r = p_i . p_j
     lam: float = 0.0             # with pairs: weight lambda of the second task (7) in Eq. (9)
     alpha: bool = False          # the weights of Eq. (8)
@@ -131,8 +131,8 @@ def find_teachers(args, config, target, name, seed):
 
       ->  method, recognisers, their shares of the mixture (K + E,), evaluators, their weights (K,)
 
-    Each of E teachers from elsewhere has the share 1 / (K + E); the K sources divide the rest by
-    w, Eq. (4)."""
+    K sources and E teachers from elsewhere have 1 / (K + E) each, in the mean: the sources divide
+    their part by w, Eq. (4)."""
     sources = [source for source in config["sources"] if source != target]
     external = external_teachers(args.artifacts, target)
     method, sources, external = choose_method(name, sources, external)
@@ -152,7 +152,7 @@ def find_teachers(args, config, target, name, seed):
         if set(by_source) != set(sources):
             data.stop(f"weights/{target}: of other sources: run 02_teachers.py --overwrite")
         w = torch.stack([by_source[source] for source in sources]).mean(1)  # w of Eq. (4)
-    shares = torch.cat([K * w, torch.ones(E)]) / (K + E)                    # (K + E,)
+    shares = torch.cat([K * w, torch.ones(E)]) / (K + E)                    # (K + E,), sum 1
     recognisers = [f"logits/{target}/recogniser-{source}-s{seed}" for source in sources]
     recognisers += [f"logits/{target}/external-{teacher}-s{seed}" for teacher in external]
     evaluators = []
@@ -171,8 +171,8 @@ def squared_error(student_logits, p):
 
 
 def soft_target_loss(student_logits, p, tau):
-    """KL(p || q) of every word at temperature tau, times tau^2, since softening shrinks gradients
-    by that (Hinton et al. 2015, Sec. 2).  (M, C), (M, C)  ->  (M,)"""
+    """tau^2 KL(p || q) of every word, both at temperature tau: `mixture` has softened p. Softening
+    shrinks gradients by tau^2 (Hinton et al. 2015, Sec. 2).  (M, C), (M, C)  ->  (M,)"""
     log_q = F.log_softmax(student_logits / tau, dim=-1)                     # (M, C)
     return tau**2 * F.kl_div(log_q, p, reduction="none").sum(-1)
 
@@ -217,7 +217,7 @@ def student_loss(student_logits, h, p, by_evaluators, method, rng):
 
     student_logits (M, C) and states h (M, H) of the student; the mixture p (M, C); by_evaluators:
     vectors (K, M, H), weights (K,), kappas (K,)  ->  scalar, and {term: scalar} to log: the loss,
-    and means of (6), of (7) above its floor and of (8), which do not add up to it"""
+    and unweighted means of (6), of (7) less its floor, and of each weight of (8)"""
     if method.loss == "kl":
         e = soft_target_loss(student_logits, p, method.tau)                 # (M,)
     else:
@@ -242,14 +242,14 @@ def student_loss(student_logits, h, p, by_evaluators, method, rng):
 # ------------------------------------------------------------------------ training
 
 def load_caches(artifacts, names, split, what):
-    """What K teachers said: [(N_words, C or H)], mapped: rows are read when they are asked for."""
+    """What each teacher said: [(N_words, C or H)], mapped: rows are read when asked for."""
     return [load_file(artifacts / name / f"{split}.safetensors")[what] for name in names]
 
 
 def train(student, table, by_recognisers, by_evaluators, method, recipe, seed):
     """Distil into `student` from cached teachers alone; returns the terms of every step.
 
-    by_recognisers: logits K x (N_words, C), shares (K,); by_evaluators: unit vectors
+    by_recognisers: logits (K + E) x (N_words, C), shares (K + E,); by_evaluators: unit vectors
     K x (N_words, H), weights (K,), kappas (K,)"""
     shuffle = np.random.default_rng(seed)                                   # of batches
     rng = random.Random(seed)                                               # of pairs
@@ -265,7 +265,7 @@ def train(student, table, by_recognisers, by_evaluators, method, recipe, seed):
     for rows in tqdm(batches, leave=False, disable=None):
         batch = teachers.collate(table[rows], device)
         words = batch["words"]                                              # (M,) in the corpus
-        z = torch.stack([x[words] for x in logits]).to(device)              # (K, M, C)
+        z = torch.stack([x[words] for x in logits]).to(device)              # (K + E, M, C)
         p = mixture(z, shares, method.tau)                                  # (M, C)
         v = None
         if method.pairs:

@@ -1,4 +1,4 @@
-"""Stage 4: score every system on the targets' gold tags, and compare each with direct transfer.
+"""Stage 4: score every system on the targets' gold tags, and compare each with some baselines.
 
     python 04_evaluate.py             score all of artifacts/
     python 04_evaluate.py --strict    strict IOB2 instead of the conlleval reading
@@ -33,7 +33,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOB2, Entities
 
 data = importlib.import_module("01_data")
-teachers = importlib.import_module("02_teachers")  # opens what stage 1 left
+teachers = importlib.import_module("02_teachers")  # tables, tags by sentence
 
 RESAMPLES = 1000
 DISTILLED = 80.0  # fidelity on training text under which a student has not learned its mixture
@@ -134,7 +134,8 @@ def read_gold(artifacts, target, tags):
 
 @functools.cache
 def draw_sentences(target, n):
-    """How often each of n sentences is drawn in each resample, (1 + R, n); first, each once."""
+    """How often each of n sentences is in each resample, alike for all systems: (1 + R, n). The
+    first is the text itself."""
     rng = np.random.default_rng(zlib.crc32(target.encode()))
     draws = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES)
     return np.vstack([np.ones(n), draws])
@@ -144,9 +145,9 @@ def interval(d, v_sentences, draw_targets=False):
     """A mean difference, its 95 % interval and two-sided p, by Student's t (Satterthwaite 1946).
 
     d (T, S) by target and run, v_sentences the variance of its mean over resampled sentences  ->
-    mean, low, high, p. All targets share the teachers of a run. With one run only the sentences
-    vary. With draw_targets the T > 1 targets are a sample of languages like them, which takes the
-    place of their sentences; that interval is never narrower than the one without.
+    mean, low, high, p. Two variances are added: that of the runs, whose teachers serve all targets
+    (one run shows none), and that of the sentences. With draw_targets the second is that of the
+    T > 1 targets, as a sample of languages like them; this interval is never the narrower one.
     """
     T, S = d.shape
     mean = d.mean()
@@ -156,19 +157,19 @@ def interval(d, v_sentences, draw_targets=False):
         parts.append((d.mean(1).var(ddof=1) / T, T - 1))
         # the variances over runs and over targets both hold that of the residuals: once is enough
         residual = d - d.mean(0) - d.mean(1, keepdims=True) + mean
-        n = max(1, (T - 1) * (S - 1))
-        v_residual = (residual**2).sum() / n / (T * S)
-        parts.append((-v_residual, n))
+        df = max(1, (T - 1) * (S - 1))
+        v_residual = (residual**2).sum() / df / (T * S)
+        parts.append((-v_residual, df))
     else:
         parts.append((v_sentences, np.inf))
     v = max(v_runs, sum(part for part, _ in parts))  # not less than that of the runs alone
     if min(v, v_sentences) < 1e-9:  # systems that never differ, or a single sentence
         return mean, np.nan, np.nan, np.nan
-    spread = sum(part**2 / n for part, n in parts)
-    df = v**2 / spread if spread > 0 else np.inf
-    df = max(df, min(n for _, n in parts))  # taking a part off can bring it near 0
-    half = scipy.stats.t.ppf(0.975, df) * math.sqrt(v)
-    p = 2 * scipy.stats.t.sf(abs(mean) / math.sqrt(v), df)
+    spread = sum(part**2 / df for part, df in parts)
+    df_sum = v**2 / spread if spread > 0 else np.inf
+    df_sum = max(df_sum, min(df for _, df in parts))  # taking a part off can bring it near 0
+    half = scipy.stats.t.ppf(0.975, df_sum) * math.sqrt(v)
+    p = 2 * scipy.stats.t.sf(abs(mean) / math.sqrt(v), df_sum)
     if draw_targets:  # by its degrees of freedom it might be surer than for these targets alone
         _, _, fixed_high, fixed_p = interval(d, v_sentences)
         half = max(half, fixed_high - mean)
@@ -190,7 +191,7 @@ def compare(counts, baselines):
     for method, base in itertools.product(f1.columns.unique(0), baselines):
         if method == base or base not in f1:
             continue
-        d = f1[method] - f1[base]  # a column for each target and run, empty where one has none
+        d = f1[method] - f1[base]  # a column for each target and run, NaN where one has none
         d = d.dropna(axis=1).sort_index(axis=1)
         parts = {target: d[[target]] for target in d.columns.unique(0)}
         T = len(parts)
@@ -210,7 +211,7 @@ def compare(counts, baselines):
 
 def choose_direct(sources, results):
     """The direct transfer to compare with: of the source that serves most targets, English first;
-    without one the first system by name, such as direct-NAME."""
+    without one of all systems the one that serves most, such as direct-NAME."""
     n_targets = results.groupby("method").target.nunique()
     direct = [f"direct-{x}" for x in ["en", *sources] if f"direct-{x}" in n_targets]
     return max(direct or n_targets.index, key=n_targets.get)  # of equals the first
@@ -371,7 +372,7 @@ def main(args):
         settings.update(data.inputs(args.artifacts, *pieces.values()))
     counts = {}
     fidelities = []
-    (args.artifacts / "results/record.json").unlink(missing_ok=True)  # so that they are made anew
+    (args.artifacts / "results/record.json").unlink(missing_ok=True)  # else `writing` keeps the old
     with data.writing(args.artifacts / "results", settings) as partial:
         for target, pieces in systems.items():
             folder = partial / "predictions"
