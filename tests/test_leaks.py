@@ -130,8 +130,6 @@ def test_gold_is_opened_by_stage_4_and_not_by_stages_2_and_3(copied, opened):
         assert not re.search("[\"']gold[/\"']", (ROOT / script).read_text())
 
 
-# ------------------------------------------------------------------------ smaller leaks
-
 def test_the_report_counts_the_entities_of_sources_and_none_of_targets(guarded):
     report = pd.read_csv(guarded["plain"] / "report.csv", keep_default_na=False)
     assert len(report) == 8
