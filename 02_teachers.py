@@ -431,7 +431,7 @@ def teacher_weights(scores):
 
     scores (N, K)  ->  a (N, K); the sources' weights w are its mean over the windows"""
     tau_w = scores.var(correction=0).clamp_min(1e-12)
-    return torch.softmax(scores / tau_w, dim=-1)                              # (N, K)
+    return torch.softmax(scores / tau_w, dim=-1)                            # (N, K)
 
 
 def weigh_sources(args, config, targets):

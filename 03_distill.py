@@ -131,8 +131,8 @@ def find_teachers(args, config, target, name, seed):
 
       ->  method, recognisers, their shares of the mixture (K + E,), evaluators, their weights (K,)
 
-    K sources and E teachers from elsewhere have 1 / (K + E) each, in the mean: the sources divide
-    their part by w, Eq. (4)."""
+    Each of E teachers from elsewhere has the share 1 / (K + E); the K sources divide the rest by
+    w, Eq. (4)."""
     sources = [source for source in config["sources"] if source != target]
     external = external_teachers(args.artifacts, target)
     method, sources, external = choose_method(name, sources, external)

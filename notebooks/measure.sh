@@ -94,6 +94,14 @@ if weights:
 END
 }
 
+# stage 4 for the targets that have no counts yet: artifacts NAME, targets, what their files begin with
+score() {
+    for target in $2; do
+        local file="$measured/$3-s$seed-$target"
+        [ -e "$file.safetensors" ] || keep "$1" "$target" "$file"
+    done
+}
+
 # stage 4 with the recognisers' mixture of equal weights, ensemble-avg: artifacts NAME, sources, targets
 equal() {
     python - "$out/$1" "$seed" "$2" "$3" <<'END'
@@ -115,10 +123,7 @@ for target in targets.split():
     with data.writing(folder, data.inputs(artifacts, *recognisers)) as partial:
         save_file({"logits": p.log()}, partial / "test.safetensors")
 END
-    for target in $3; do
-        local file="$measured/$part-s$seed-$target"
-        [ -e "$file.safetensors" ] || keep "$1" "$target" "$file"
-    done
+    score "$1" "$3" "$part"
 }
 
 case $part in
@@ -146,7 +151,7 @@ conll-mtmt) # after the part conll-text: MTMT with one source, English
     teach conll-text evaluator en "nl de es"
     students conll-text "nl de es" mtmt-en --steps 1566
     ;;
-conll-equal) # after the part conll-text
+conll-equal) # after the part conll-text: its mixture with equal weights; trains nothing
     equal conll-text "en de es nl" "es nl de"
     ;;
 african-long) # seven languages, four sources, 25,000 passes
@@ -180,7 +185,7 @@ african-lambda) # after the part african-long: the complete method with the lamb
 african-en) # after the part african-long: TSL with one source, English
     students african-long "$new" tsl-en --steps 1566
     ;;
-african-equal) # after the part african-long
+african-equal) # after the part african-long: its mixture with equal weights; trains nothing
     equal african-long "en swa hau yor" "$new"
     ;;
 african-pooled) # after the part african-long: self-training, from the pooled recogniser
@@ -201,9 +206,7 @@ labels) # one source with as many labels as four have together; no student reads
         name="labels-$source"
         data "$name" "$source" "$new" --limit 4000 --limit-text 10
         teach "$name" recogniser "$source" "$new"
-        for target in $new; do
-            [ -e "$measured/$name-s$seed-$target.safetensors" ] || keep "$name" "$target" "$measured/$name-s$seed-$target"
-        done
+        score "$name" "$new" "$name"
     done
     ;;
 student-swa) # after the part labels: a student of the Swahili tagger of 4,000 labels
@@ -215,9 +218,7 @@ student-swa) # after the part labels: a student of the Swahili tagger of 4,000 l
 labels-pooled) # the labels of one source, a quarter of them from each of four
     data labels-pooled "en swa hau yor" "$new" --limit 250 --limit-text 10
     teach labels-pooled recogniser pooled "$new"
-    for target in $new; do
-        [ -e "$measured/$part-s$seed-$target.safetensors" ] || keep "$part" "$target" "$measured/$part-s$seed-$target"
-    done
+    score labels-pooled "$new" "$part"
     ;;
 figure) # README's figure, from the committed counts; the other arguments do not matter
     python - "$measured" <<'END'
