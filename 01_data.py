@@ -53,23 +53,20 @@ HUB_FILES = {  # those with @ are the hub's own Parquet copies
     "conll en": "eriktks/conll2003@refs%2Fconvert%2Fparquet/conll2003/{split}/0000.parquet",
 }
 HUB_TYPES = {"masakhaner": "DATE", "conll": "MISC"}  # beside PER, ORG and LOC
-# for a source: tsl-avg and mtmt-nosim are methods
+# what no source may be called: tsl-avg and mtmt-nosim are methods
 NOT_NAMES = ["pooled", "avg", "sim", "kl", "scaled", "noalpha", "nobeta", "nogamma", "nosim"]
 
 
 def parse_args(argv=None):
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    # where the text comes from
     p.add_argument("--preset", choices=PRESETS, default="toy", help="all but the toy download")
     p.add_argument("--data-dir", type=Path, help="your own: DIR/<lang>/{train,dev,test}.txt")
     p.add_argument("--sources", nargs="+", metavar="LANG", help="languages with labels")
     p.add_argument("--targets", nargs="+", metavar="LANG", help="languages to tag, sources or not")
     p.add_argument("--types", nargs="+", metavar="TYPE", help="default: those that sources share")
-    # how much of it: the first N sentences
-    p.add_argument("--limit", type=int, metavar="N", help="of the sources' train and dev")
-    p.add_argument("--limit-text", type=int, metavar="N", help="of the targets' training text")
-    p.add_argument("--limit-test", type=int, metavar="N", help="of the targets' test text")
-    # what reads it
+    p.add_argument("--limit", type=int, metavar="N", help="first N of the sources' train and dev")
+    p.add_argument("--limit-text", type=int, metavar="N", help="first N of the targets' train text")
+    p.add_argument("--limit-test", type=int, metavar="N", help="first N of the targets' test text")
     p.add_argument("--encoder", help=f"folder or hub name; default {MBERT}, for the toy 'scratch'")
     p.add_argument("--max-length", type=int, default=128, help="sub-tokens in a window (TSL)")
     p.add_argument("--seed", type=int, default=0, help="of the toy's text and encoder")
@@ -121,8 +118,8 @@ def read_record(folder):
 
 
 def inputs(artifacts, *names):
-    """{piece: fingerprint} of these pieces; what is made from them keeps it among its settings. It
-    stops where a piece is missing, or stale: made from a piece that has changed since."""
+    """{piece: fingerprint} of these pieces, for the settings of what is made from them. It stops
+    where a piece is missing, or stale: one of those that it was made from has changed since."""
     found = {}
     for name in names:
         record = read_record(artifacts / name)
@@ -136,8 +133,8 @@ def inputs(artifacts, *names):
 
 
 def made(folder, settings, overwrite=False):
-    """Is the piece there, made from these settings? Where it was made from others: no, if it may be
-    overwritten, else it stops."""
+    """Is the piece there, made from these settings? If it was made from others, the answer is no
+    where it may be overwritten; else this stops."""
     if not (folder / "record.json").exists():
         return False
     before = read_record(folder)["settings"]
@@ -155,12 +152,12 @@ def made(folder, settings, overwrite=False):
 def writing(folder, settings, **facts):
     """Fill a piece beside its place, and move it there when it is whole."""
     folder = folder.resolve()  # a link stays: what it points to is replaced
-    beside = f".{folder.name}.{socket.gethostname()}"
-    partial = folder.with_name(f"{beside}.{os.getpid()}.partial")
+    prefix = f".{folder.name}.{socket.gethostname()}"
+    partial = folder.with_name(f"{prefix}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # a killed process may have had our number
-    for leftover in folder.parent.glob(f"{beside}.*.partial"):
+    for leftover in folder.parent.glob(f"{prefix}.*.partial"):
         try:
-            os.getpgid(int(leftover.suffixes[-2][1:]))  # is its process still at work?
+            os.getpgid(int(leftover.name.split(".")[-2]))  # is its process still at work?
         except ProcessLookupError:
             shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -214,9 +211,9 @@ def load(auto_class, folder, **options):
 
 
 def load_model(auto_class, folder, new=None, **options):
-    """A model in fp32. Weights that its files lack would be drawn at random, and the library only
-    warns: they are refused, unless their names match `new`. Refused are also weights that are no
-    numbers and, where `new` is given, a trained head."""
+    """A model in fp32. It refuses weights that are not in its files (the library would draw them
+    and only warn) unless their names match `new`; weights that are not finite; and, where `new` is
+    given, a trained head."""
     model, info = load(auto_class, folder, dtype=torch.float32, output_loading_info=True, **options)
     lacking = sorted(x for x in info["missing_keys"] if new is None or not re.match(new, x))
     if lacking:
@@ -320,7 +317,7 @@ def toy_corpus(lang, seed):
 # it skipped or mended. It guesses nothing: what can be read in two ways is refused.
 
 TAG = r"(O|[BIESLUM]-[^\s\"']+)"
-NO_TAGS = {  # what a cell of the last column may look like instead, and what to do about it
+BAD_TAGS = {  # what a cell of the last column may look like instead, and what to do about it
     r"[BIESLUM]-.*([,;|]|[^A-Za-z0-9]([BIESLUM]-|O$)).*": "several tags in one cell: keep one",
     r"[A-Z][A-Z_]+": "no IOB tag: B- and I- are missing, as in B-PER I-PER",
     r"[BIESLUM]-.*([A-Za-z][\u0370-\u052f]|[\u0370-\u052f][A-Za-z]).*": "two scripts in a type",
@@ -329,7 +326,7 @@ NO_TAGS = {  # what a cell of the last column may look like instead, and what to
 TAGGED = r".+?(\\t|[\W\d_]{1,2})(O|[BIESLUM][_-][\w.-]+)[\"')\]]*"  # word/B-PER
 USUAL = "(PERS?(ON)?|LOC(ATION)?|ORG(ANI[SZ]ATION)?|MISC|GPE|DATE)"
 MARKED = rf"(?i)(?!.*://)(.*[\W_])?[BIESLUM]-{USUAL}([\W_].*)?"  # [b-per]word
-NO_WORDS = [  # what more than a share of the words may look like, and what to do about it
+BAD_WORDS = [  # what more than a share of the words may look like, and what to do about it
     (TAGGED, 0.5, "tags inside the words: put a tab between them"),
     (MARKED, 0.02, "tags inside the words: put a tab between them"),
     (r"(?i)([a-z]{2,3}|simple)(-[a-z]+)*:.+", 0.5, "a language before every word: take it off"),
@@ -386,7 +383,7 @@ def read_conll(path):
         # a space inside a word, "10 000 O": only where columns are parted by spaces, the tag is O
         has_more = gap == " +" and width == 2 and len(columns) > 2
         is_spaced = has_more and columns[-1] == "O" and columns[0] not in ("", "#")
-        # "# any text" is a comment; in a line with as many columns as words have, only "# id = 3"
+        # a comment is "# any text"; where it has as many columns as a word, only "# id = 3" is one
         comment = r"# \S+ = " if len(columns) == width else r"#\s"
         problem = None
         if not line.strip() or line.startswith("-DOCSTART-"):
@@ -407,7 +404,7 @@ def read_conll(path):
                 tag = re.sub(INVISIBLE, "", columns[-1])
                 counts["invisible"] += tag != columns[-1]
                 columns[-1] = tag
-                problem = next((x for form, x in NO_TAGS.items() if re.fullmatch(form, tag)), None)
+                problem = next((x for form, x in BAD_TAGS.items() if re.fullmatch(form, tag)), None)
             counts["spaces"] += gap == " +" and line.count(" ") >= width
             sentences[-1].append(columns)
         if problem:
@@ -440,7 +437,7 @@ def check_columns(path, sentences, no_word):
         is_no_word = is_no_word or few or share(NUMBER, words) > 0.9
     if is_no_word:
         stop(f"{path}: the first column is an index, a class or empty: put the word first")
-    for form, limit, problem in NO_WORDS:
+    for form, limit, problem in BAD_WORDS:
         found = first_of_many(form, limit, words)
         if found is not None:
             stop(f"{path}: {problem} ({found!a})")
@@ -451,12 +448,8 @@ def check_columns(path, sentences, no_word):
         is_last = column is others[-1]
         has_tags = share(form, marked) > 0.5
         has_chunks = share(CHUNK, marked) > 0.5
-        problem = None
-        if has_tags and has_chunks and is_last:
-            problem = "chunks (NP, VP) in its last column"
-        if has_tags and not has_chunks and not is_last:
-            problem = "two tag columns"
-        if problem:
+        if has_tags and has_chunks == is_last:
+            problem = "chunks (NP, VP) in its last column" if is_last else "two tag columns"
             stop(f"{path}: {problem} (column {number}): keep the entities, in the last one")
 
 
@@ -624,8 +617,7 @@ def load_tokenizer(encoder):
         stored = Tokenizer.from_file(path)
         stored.no_truncation()
         stored.no_padding()
-        for name, token in tokenizer.special_tokens_map.items():
-            options[name] = str(token)
+        options.update(tokenizer.special_tokens_map)
         tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=stored, **options)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         stop(f"--encoder {encoder}: its tokenizer has no words: is its vocabulary file there?")
@@ -659,8 +651,8 @@ def check_encoder(encoder, tokenizer, max_length):
 
 
 def split_words(words, tokenizer):
-    """The sub-tokens of every word, [[id, ...], ...], as they are in running text, where many
-    tokenizers split a word unlike one alone."""
+    """The sub-tokens of every word, [[id, ...], ...]. All words are tokenised as one text, since
+    many tokenizers split a word otherwise where it stands alone."""
     text = " ".join(words)
     # owner[k] is the word of character k - 1 of the text; a space belongs to the word behind it
     owner = [number for number, word in enumerate(words) for _ in " " + word]
@@ -679,16 +671,14 @@ def cut(lengths, capacity):
 
     lengths: sub-tokens of each word, <= capacity  ->  [(start, end, first_scored, last_scored + 1)]
     """
-    # windows of words, each beginning at most a quarter of a window before the previous one ends
+    # windows of words; each repeats at most a quarter of a window of the one before it
     spans = []
     start = 0
     end = 0
     while end < len(lengths):
-        if spans:
-            overlap = min(capacity // 4, capacity - lengths[end])
+        overlap = min(capacity // 4, capacity - lengths[end])
+        while sum(lengths[start:end]) > overlap:  # never so before the first window
             start += 1
-            while sum(lengths[start:end]) > overlap:
-                start += 1
         while end < len(lengths) and sum(lengths[start : end + 1]) <= capacity:
             end += 1  # as many words as fit
         spans.append((start, end))

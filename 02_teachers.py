@@ -214,8 +214,7 @@ def collate(rows, device):
         batch["f"][row, first] = True
         words.append(torch.arange(start, start + len(first)))
     if "tags" in rows:
-        tags = list(itertools.chain(*rows["tags"]))
-        batch["tags"] = torch.tensor(tags)                                  # (M,)
+        batch["tags"] = torch.tensor(list(itertools.chain(*rows["tags"])))  # (M,)
     batch = {name: x.to(device) for name, x in batch.items()}
     batch["words"] = torch.cat(words)                                       # (M,)
     return batch
@@ -274,8 +273,7 @@ def step(loss, model, adamw, schedule, scaler):
 # ------------------------------------------------------------------------ (1) the recogniser
 
 def recogniser_loss(model, batch, rng):
-    """Eq. (1): cross-entropy over the scored words f. rng is not used: both losses are called
-    alike."""
+    """Eq. (1): cross-entropy over the scored words f; rng is for evaluator_loss alone."""
     _, logits = forward_words(model, batch)                                 # (M, C)
     return F.cross_entropy(logits, batch["tags"])
 
@@ -355,9 +353,8 @@ def evaluator_loss(model, batch, rng):
 
 
 def pair_score(model, table, tags, device):
-    """How well cosines tell pairs of one tag from pairs of two, among entity words alone (with O it
-    is easy): area under the ROC curve in percent; 50 is guessing. tags is not used, as rng above.
-    """
+    """How well cosines tell pairs of one tag from pairs of two, among entity words (O is easy):
+    area under the ROC curve in percent; 50 is guessing. tags is for tag_score alone."""
     from sklearn.metrics import roc_auc_score  # here, as seqeval
     vectors = predict_words(model, table, device, vectors=True).float()     # (N_words, H)
     classes = torch.tensor(list(itertools.chain(*table["tags"])))           # (N_words,)
@@ -477,8 +474,7 @@ def train_teacher(args, config, kind, sources, name, seed):
     table = datasets.concatenate_datasets(tables)
     model = load_tagger(config["encoder"], config["tags"], seed, args.device, NEW_HEAD)
     if kind == "scaled":
-        start = torch.tensor(math.log(10), device=args.device)
-        model.log_kappa = torch.nn.Parameter(start)
+        model.log_kappa = torch.nn.Parameter(torch.tensor(math.log(10), device=args.device))
     loss_of = recogniser_loss if kind == "recogniser" else evaluator_loss
     losses = train(model, table, loss_of, recipe, seed)                     # (steps,)
     if not losses.isfinite().all():
@@ -574,11 +570,9 @@ def main(args):
             for target in targets:
                 if target != source:
                     cache(args, config, kind, target, name)
-        for target in targets:
+        for target, kind in itertools.product(targets, ("recogniser", "scaled")):
             others = [source for source in sources if source != target]
-            if "pooled" not in wanted or not others:
-                continue
-            for kind in ("recogniser", "scaled"):
+            if "pooled" in wanted and others:
                 name = f"{kind}-{pooled_name(config, target)}-s{seed}"
                 train_teacher(args, config, kind, others, name, seed)  # "pooled" once, then kept
                 cache(args, config, kind, target, name)

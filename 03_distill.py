@@ -304,8 +304,7 @@ def distil(args, config, target, name, seed):
     start = config["encoder"]
     recipes = RECIPES
     if method.pooled:  # the student starts from its teacher
-        teacher = f"recogniser-{teachers.pooled_name(config, target)}-s{seed}"
-        start = args.artifacts / "teachers" / teacher
+        start = args.artifacts / "teachers" / recognisers[0].split("/")[-1]
         recipes = RECIPES_FROM_POOLED
     recipe = teachers.choose_recipe(recipes, config["encoder"], args)
     text = f"data/targets/{target}"

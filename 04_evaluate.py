@@ -144,11 +144,10 @@ def draw_sentences(target, n):
 def interval(d, v_sentences, draw_targets=False):
     """A mean difference, its 95 % interval and two-sided p, by Student's t (Satterthwaite 1946).
 
-    d (T, S) by target and run, v_sentences the variance of its mean over resampled sentences  ->
-    mean, low, high, p. Two variances are added: that of the runs, whose teachers serve all targets
-    (one run shows none), and that of the sentences. With draw_targets the second is that of the
-    T > 1 targets, as a sample of languages like them; this interval is never the narrower one.
-    """
+    d (T, S) by target and run, v_sentences the variance of d.mean() over resampled sentences  ->
+    mean, low, high, p. The variance of the mean is that over runs, whose teachers serve all targets
+    (0 where there is one run), plus v_sentences. With draw_targets it is that over runs plus that
+    over the T > 1 targets, which stand for others like them; it is then never the narrower one."""
     T, S = d.shape
     mean = d.mean()
     v_runs = d.mean(0).var(ddof=1) / S if S > 1 else 0.0
@@ -209,14 +208,6 @@ def compare(counts, baselines):
     return pd.DataFrame(rows, columns=COMPARISONS)
 
 
-def choose_direct(sources, results):
-    """The direct transfer to compare with: of the source that serves most targets, English first;
-    without one of all systems the one that serves most, such as direct-NAME."""
-    n_targets = results.groupby("method").target.nunique()
-    direct = [f"direct-{x}" for x in ["en", *sources] if f"direct-{x}" in n_targets]
-    return max(direct or n_targets.index, key=n_targets.get)  # of equals the first
-
-
 # ------------------------------------------------------------------------ tables and the figure
 
 def score_rows(counts, types):
@@ -224,9 +215,7 @@ def score_rows(counts, types):
     rows = []
     for run, table in counts.items():
         by_type = table.sum(0)                                              # (types, 3)
-        of_all = by_type.sum(0)                                             # (3,)
-        rows.append([*run, "micro", *prf(of_all), of_all[2]])
-        for kind, n in zip(types, by_type):
+        for kind, n in [("micro", by_type.sum(0)), *zip(types, by_type)]:
             rows.append([*run, kind, *prf(n), n[2]])
     return pd.DataFrame(rows, columns=RESULTS)
 
@@ -282,7 +271,6 @@ def draw_gains(comparisons, direct):
     """Every method's gain over direct transfer: a small dot for each target, a large one for their
     mean, with its interval. Returns the figure."""
     from matplotlib.figure import Figure  # late: imports cost a second
-
     gains = comparisons[comparisons.baseline == direct].sort_values("delta_f1")
     means = gains[gains.target == "mean-fixed"]
     each = gains[~gains.target.str.startswith("mean-")]
@@ -344,7 +332,11 @@ def score_target(args, tags, types, target, systems, folder):
 def write_tables(folder, counts, fidelities, types, sources):
     """The files of scores, comparisons and counts, and the figure; returns results.md's tables."""
     results = score_rows(counts, types)
-    direct = choose_direct(sources, results)
+    # gains are over direct transfer from the source that was run on most targets, English before
+    # others; without sources over the system that was run on most, such as direct-NAME
+    n_targets = results.groupby("method").target.nunique()
+    known = [f"direct-{x}" for x in ["en", *sources] if f"direct-{x}" in n_targets]
+    direct = max(known or n_targets.index, key=n_targets.get)  # of equals the first
     comparisons = compare(counts, dict.fromkeys([direct, *BASELINES]))
     results.round(5).to_csv(folder / "results.csv", index=False)
     comparisons.round(5).to_csv(folder / "comparisons.csv", index=False)
