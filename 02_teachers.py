@@ -433,25 +433,27 @@ def teacher_weights(scores):
 
 def weigh_sources(args, config, targets):
     """weights/<target>: a of every window by Eq. (4), and their mean w for people to read."""
-    sources = [f"data/sources/{source}" for source in config["sources"]]
+    sources = config["sources"]
+    pieces = [f"data/sources/{source}" for source in sources]
     model = None
     for target in targets:
         text = f"data/targets/{target}"
-        settings = dict(data.inputs(args.artifacts, *sources, text), **SIMILARITY)
+        settings = dict(data.inputs(args.artifacts, *pieces, text), **SIMILARITY)
         folder = args.artifacts / f"weights/{target}"
         if data.made(folder, settings, args.overwrite):
             continue
         if model is None:  # one serves all targets
-            tables = [load_table(args.artifacts, f"{source}/train") for source in sources]
+            tables = [load_table(args.artifacts, f"{piece}/train") for piece in pieces]
             features = [sentence_features(config["encoder"], x, args.device) for x in tables]
             model = train_similarity(features)
         table = load_table(args.artifacts, f"{text}/train")
         g = sentence_features(config["encoder"], table, args.device)        # (N, H)
-        others = [k for k, source in enumerate(config["sources"]) if source != target]
-        a = teacher_weights(model(g).detach()[:, others])                   # (N, K), without itself
+        others = [k for k, source in enumerate(sources) if source != target]
+        scores = model(g).detach()[:, others]                               # (N, K), without itself
+        a = teacher_weights(scores)                                         # (N, K)
         if not a.isfinite().all():
             data.stop(f"weights for {target} are not finite: is the encoder damaged?")
-        by_source = {config["sources"][k]: x.contiguous() for k, x in zip(others, a.T)}
+        by_source = {sources[k]: x.contiguous() for k, x in zip(others, a.T)}
         w = {source: round(float(x.mean()), 4) for source, x in by_source.items()}
         print(f"        weights for {target}: {w}")
         with data.writing(folder, settings) as partial:

@@ -51,8 +51,6 @@ def test_a_script_borrows_from_no_later_stage(name):
     assert set(borrowed) <= set(SCRIPTS[: SCRIPTS.index(name)])
 
 
-# ------------------------------------------------------------------------ again
-
 def test_a_second_run_of_all_stages_keeps_everything(copied):
     before = bits(copied)
     results = bits(copied, "results/**/*.*")
@@ -167,8 +165,6 @@ def test_the_benchmark_prints_its_ratios(toy):
         ratio = re.search(f"{row} +([0-9.]+)", said).group(1)
         assert 0.5 < float(ratio) < 20
 
-
-# ------------------------------------------------------------------------ odd text
 
 def test_raw_text_without_a_label_comes_out_tagged_word_for_word(toy, tmp_path):
     text = to_conll(tmp_path / "in", ["qaa"], n=12)
