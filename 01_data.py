@@ -448,6 +448,7 @@ def check_columns(path, sentences, no_word):
         is_last = column is others[-1]
         has_tags = share(form, marked) > 0.5
         has_chunks = share(CHUNK, marked) > 0.5
+        # the last column is for the tags of entities, and no other has any; chunks may stand before
         if has_tags and has_chunks == is_last:
             problem = "chunks (NP, VP) in its last column" if is_last else "two tag columns"
             stop(f"{path}: {problem} (column {number}): keep the entities, in the last one")

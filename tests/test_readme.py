@@ -74,8 +74,9 @@ STATED += [f"seven|{pair}|mean-fixed" for pair in PAIRS.split("\n")]
 STATED += [f"control|tsl-sim|direct-en|{x}" for x in ("es", "de", "nl", "mean-fixed")]
 STATED += [f"control|{x}|mean-fixed" for x in ("tsl-en|direct-en", "tsl-sim|tsl-en")]
 STATED += [f"control|mtmt-en|{x}|mean-fixed" for x in ("direct-en", "tsl-en")]
-STATED += [f"{part}|ensemble-avg|ensemble|mean-fixed" for part in ("seven", "control")]
-STATED.append("african|tsl-sim|direct-en|sna")
+STATED.append("seven|ensemble-avg|ensemble|mean-fixed")
+STATED += [f"control|ensemble-avg|ensemble|{x}" for x in ("mean-fixed", "de", "nl")]
+STATED += [f"african|{x}|direct-en|sna" for x in ("tsl-sim", "ensemble")]
 
 
 def intervals_of(text):
