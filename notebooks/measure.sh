@@ -215,6 +215,19 @@ student-swa) # after the part labels: a student of the Swahili tagger of 4,000 l
     teach student-swa recogniser swa "$new"
     students student-swa "$new" tsl-swa --steps 1566
     ;;
+own) # each language's own 1,000 labels: how far from them is a student that has none?
+    mkdir -p "$out/own-corpora"
+    for target in $new; do
+        ln -sfn "$corpora/$target" "$out/own-corpora/$target"
+        ln -sfn "$corpora/$target" "$out/own-corpora/$target-gold"
+    done
+    corpora="$out/own-corpora"
+    for target in $new; do
+        data "own-$target" "$target-gold" "$target" --limit 1000 --limit-text 10
+        teach "own-$target" recogniser "$target-gold" "$target"
+        score "own-$target" "$target" own
+    done
+    ;;
 labels-pooled) # the labels of one source, a quarter of them from each of four
     data labels-pooled "en swa hau yor" "$new" --limit 250 --limit-text 10
     teach labels-pooled recogniser pooled "$new"
