@@ -10,6 +10,7 @@ set -euo pipefail
 part=$1 seed=$2 corpora=$3 encoder=$4 out=$5
 new="fon bbj ewe lug mos nya twi"  # seven languages that were new to the first plan
 all="$new ibo kin sna pcm xho"
+four="bbj ewe lug twi"  # of the seven, those with the fewest sub-tokens
 measured=notebooks/measured
 mkdir -p "$measured"
 
@@ -226,6 +227,24 @@ own) # each language's own 1,000 labels: how far from them is a student that has
         data "own-$target" "$target-gold" "$target" --limit 1000 --limit-text 10
         teach "own-$target" recogniser "$target-gold" "$target"
         score "own-$target" "$target" own
+    done
+    ;;
+african-old) # the five languages that were looked at while the project was written
+    old="ibo kin pcm sna xho"
+    data african-old "en swa hau yor" "$old" --limit 1000 --limit-text 2000
+    teach african-old recogniser "en swa hau yor" "$old"
+    students african-old "$old" tsl-sim --steps 1566
+    ;;
+passes) # after the part african-old: more text, or more readings of it?
+    for sentences in 500 2000; do
+        name="passes-$sentences"
+        data "$name" "en swa hau yor" "$four" --limit 1000 --limit-text "$sentences"
+        [ -e "$out/$name/teachers" ] || cp -r "$out/african-old/teachers" "$out/$name"
+        teach "$name" recogniser "en swa hau yor" "$four"
+        for steps in 188 625; do
+            part="$name-$steps"
+            students "$name" "$four" tsl-sim --steps "$steps" --overwrite
+        done
     done
     ;;
 labels-pooled) # the labels of one source, a quarter of them from each of four
