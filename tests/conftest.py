@@ -1,7 +1,6 @@
 """Shared by the tests: ways to run a stage, corpora to run it on, and one tiny run of all four."""
 
 import contextlib
-import hashlib
 import importlib
 import io
 import math
@@ -35,29 +34,35 @@ def command(script, artifacts, *flags):
     return [sys.executable, str(ROOT / script), "--artifacts", str(artifacts), *map(str, flags)]
 
 
-def stage(script, artifacts, *flags):
-    """Run one stage in a process of its own; returns it with its output."""
+def must(script, artifacts, *flags):
+    """One stage in a process of its own, as a user runs it; it succeeds. No tiny settings."""
     options = {"capture_output": True, "text": True, "cwd": ROOT}
     options["env"] = dict(os.environ, PYTHONIOENCODING="ascii")  # a terminal may know no more
-    return subprocess.run(command(script, artifacts, *flags), **options)
-
-
-def must(script, artifacts, *flags):
-    """One stage with its tiny settings in a process of its own, as a user runs it; it succeeds."""
-    done = stage(script, artifacts, *TINY[script], *flags)
+    done = subprocess.run(command(script, artifacts, *flags), **options)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def here(script, artifacts, *flags):
-    """The same in this process, which spares the seconds of the imports; what the stage printed."""
+    """One with its tiny settings in this process, which spares the imports; what it printed."""
     module = importlib.import_module(script.removesuffix(".py"))
-    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # as a terminal's, not StringIO
+    printed = io.StringIO()
     flags = ["--artifacts", str(artifacts), *TINY[script], *map(str, flags)]
     with contextlib.redirect_stdout(printed):
         module.main(module.parse_args(flags))
-    printed.seek(0)
-    return printed.read()
+    return printed.getvalue()
+
+
+def stopped(function, *given):
+    """The last line of what a function says when it refuses, which is exit status 2."""
+    errors = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        with pytest.raises(SystemExit) as end:
+            function(*given)
+    lines = errors.getvalue().strip().split("\n")
+    by_argparse = ": error: " in lines[-1]  # whose usage stands above
+    assert by_argparse or (lines[-1].startswith("error: ") and len(lines) == 1), lines
+    assert end.value.code == 2, lines
+    return lines[-1]
 
 
 def refused(script, artifacts, *flags, says=()):
@@ -65,34 +70,20 @@ def refused(script, artifacts, *flags, says=()):
     module = importlib.import_module(script.removesuffix(".py"))
     before = files(artifacts)
     flags = ["--artifacts", str(artifacts), *map(str, flags)]
-    errors = io.StringIO()
-    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
-        with pytest.raises(SystemExit) as stopped:
-            module.main(module.parse_args(flags))
-    lines = errors.getvalue().strip().split("\n")
-    assert stopped.value.code == 2, lines
-    by_argparse = ": error: " in lines[-1]  # whose usage stands above
-    assert by_argparse or (lines[-1].startswith("error: ") and len(lines) == 1), lines
+    line = stopped(lambda: module.main(module.parse_args(flags)))
     for part in [says] if isinstance(says, str) else says:
-        assert part in lines[-1], lines[-1]
+        assert part in line, line
     assert files(artifacts) == before
-    return lines[-1]
 
 
 def files(folder):
     return sorted(str(x.relative_to(folder)) for x in folder.rglob("*") if not x.is_dir())
 
 
-def bits(folder, *patterns):
-    """{file: hash} of the tensors below a folder, or of the files that match the patterns."""
-    kinds = ["teachers", "logits", "weights", "students"]
-    found = {}
-    for pattern in patterns or [f"{kind}/**/*.safetensors" for kind in kinds]:
-        for path in sorted(folder.glob(pattern)):
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            found[str(path.relative_to(folder))] = digest
-    return found
+def bits(folder, pattern="[tlws]*s/**/*.safetensors"):
+    """{file: hash} of what matches: the tensors of teachers, logits, weights and students."""
+    paths = folder.glob(pattern)
+    return {str(path.relative_to(folder)): hash(path.read_bytes()) for path in paths}
 
 
 # ------------------------------------------------------------------------ corpora
@@ -105,8 +96,7 @@ def corpus(folder, **languages):
         texts.update(languages.get(lang, {}))
         for split, text in texts.items():
             if text is not None:
-                raw = text if isinstance(text, bytes) else text.encode()
-                (folder / lang / f"{split}.txt").write_bytes(raw)
+                (folder / lang / f"{split}.txt").write_text(text)
     return folder
 
 
@@ -135,10 +125,9 @@ def softmax(row):
 def toy(tmp_path_factory):
     """Artifacts of the four stages, by subprocess; to read only: see `copied`."""
     artifacts = tmp_path_factory.mktemp("toy") / "artifacts"
-    must("01_data.py", artifacts)
-    must("02_teachers.py", artifacts, "--scaled")
-    must("03_distill.py", artifacts, "--methods", *TOY_METHODS)
-    must("04_evaluate.py", artifacts)
+    more = {"02_teachers.py": ["--scaled"], "03_distill.py": ["--methods", *TOY_METHODS]}
+    for script in TINY:
+        must(script, artifacts, *TINY[script], *more.get(script, []))
     return artifacts
 
 
@@ -153,6 +142,5 @@ def trained(tmp_path_factory):
     """Artifacts of the README's four commands, with nothing cut down; for long tests."""
     artifacts = tmp_path_factory.mktemp("trained") / "artifacts"
     for script in TINY:
-        done = stage(script, artifacts)
-        assert done.returncode == 0, done.stderr[-3000:]
+        must(script, artifacts)
     return artifacts

@@ -125,24 +125,18 @@ def test_without_gold_there_are_predictions_and_fidelity(copied):
 
 
 def test_the_fidelity_of_a_student_is_that_of_what_it_left(copied):
-    tags = evaluate.teachers.read_config(copied)["tags"]
-    evaluate.torch.manual_seed(0)
-    said = {}
-    for split in ("test", "train"):
+    """Of the training text it says what its mixture says, of the test text nothing."""
+    for split, tag in (("train", 1), ("test", 0)):  # 1 begins an entity, 0 is O
         path = copied / f"students/qac/mtmt-s0/{split}.safetensors"
-        said[split] = load_file(path)
-        said[split]["logits"].normal_()  # so barely trained a student names nothing
-        said[split]["mixture"].random_(len(tags))
-        evaluate.save_file(said[split], path)
+        said = load_file(path)
+        said["logits"].zero_()
+        said["logits"][:, tag] = 1
+        said["mixture"].fill_(1)
+        evaluate.save_file(said, path)
     here("04_evaluate.py", copied)
     table = pd.read_csv(copied / "results/fidelity.csv")
     row = only(table, target="qac", method="mtmt")
-    for split, found in zip(("test", "train"), (row.fidelity, row.fidelity_train)):
-        words = evaluate.read_words(copied, "qac", split)
-        student = evaluate.teachers.by_sentence(said[split]["logits"].argmax(-1), tags, words)
-        mixture = evaluate.teachers.by_sentence(said[split]["mixture"], tags, words)
-        expected = seqeval.metrics.f1_score(mixture, student)
-        assert found == pytest.approx(100 * expected, abs=6e-3)
+    assert (row.fidelity, row.fidelity_train) == (0, 100)
 
 
 D = np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 3.0]])  # two targets, three runs
