@@ -10,7 +10,7 @@ set -euo pipefail
 part=$1 seed=$2 corpora=$3 encoder=$4 out=$5
 new="fon bbj ewe lug mos nya twi"  # seven languages that were new to the first plan
 all="$new ibo kin sna pcm xho"
-four="bbj ewe lug twi"  # of the seven, those with the fewest sub-tokens
+few="bbj ewe lug"  # of the seven, those with the fewest sub-tokens
 measured=notebooks/measured
 mkdir -p "$measured"
 
@@ -238,12 +238,12 @@ african-old) # the five languages that were looked at while the project was writ
 passes) # after the part african-old: more text, or more readings of it?
     for sentences in 500 2000; do
         name="passes-$sentences"
-        data "$name" "en swa hau yor" "$four" --limit 1000 --limit-text "$sentences"
+        data "$name" "en swa hau yor" "$few" --limit 1000 --limit-text "$sentences"
         [ -e "$out/$name/teachers" ] || cp -r "$out/african-old/teachers" "$out/$name"
-        teach "$name" recogniser "en swa hau yor" "$four"
+        teach "$name" recogniser "en swa hau yor" "$few"
         for steps in 188 625; do
             part="$name-$steps"
-            students "$name" "$four" tsl-sim --steps "$steps" --overwrite
+            students "$name" "$few" tsl-sim --steps "$steps" --overwrite
         done
     done
     ;;
