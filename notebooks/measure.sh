@@ -10,7 +10,7 @@ set -euo pipefail
 part=$1 seed=$2 corpora=$3 encoder=$4 out=$5
 new="fon bbj ewe lug mos nya twi"  # seven languages that were new to the first plan
 all="$new ibo kin sna pcm xho"
-few="bbj ewe lug"  # of the seven, those with the fewest sub-tokens
+few="bbj lug"  # of the seven, those with the fewest sub-tokens
 measured=notebooks/measured
 mkdir -p "$measured"
 
