@@ -84,6 +84,7 @@ five|tsl-sim|direct-en|xho
 five|tsl-sim|ensemble
 five|tsl-sim|direct-swa
 five|best source|tsl-sim
+african|direct-en|ensemble|sna
 seven|its own labels|tsl-sim
 seven|tsl-en of 1,000|direct-en of tsl-en
 seven|tsl-sim|tsl-en of 1,000
