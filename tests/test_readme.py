@@ -108,6 +108,8 @@ control|mtmt-en|tsl-en|es
 control|mtmt-en|tsl-en|de
 control|mtmt-en|tsl-en|nl
 control|mtmt-en|tsl-en
+passes|2000-625|2000-188
+passes|2000-625|500-625
 seven|ensemble-avg|ensemble
 control|ensemble-avg|ensemble
 """.split("\n")[1:-1]
@@ -124,7 +126,12 @@ def test_every_interval_of_the_readme_and_notebook_5_is_that_of_the_committed_fi
     control = {**counts_of("conll-equal"), **counts_of("conll-mtmt"), **counts_of("conll-text")}
     five = counts_of("african-old")
     add_best_source(five)
-    parts.update(seven=seven, control=control, five=five)
+    passes = {}
+    for way in ("500-188", "500-625", "2000-188", "2000-625"):  # sentences and steps
+        for (target, method, seed), x in counts_of(f"passes-{way}").items():
+            if method == "tsl-sim":
+                passes[target, way, seed] = x
+    parts.update(seven=seven, control=control, five=five, passes=passes)
     known = {}
     for part, counts in parts.items():
         rows = differences(counts)
