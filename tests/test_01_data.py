@@ -80,7 +80,8 @@ def test_what_is_repaired_is_counted(tmp_path):
     raw += "so O\u00ad\u200b\u200e\u202c\u2060\u061c\ufe0f\ufeff\r\n"
     sentences, counts = read(tmp_path, raw)
     assert sentences == [(["Anna"], ["B-PER"]), (["is", "so"], ["O", "O"])]
-    expected = dict(bom=1, docstart=1, crlf=9, spaces=2, comment=1, invisible=2, no_word=2)
+    expected = {"bom": 1, "docstart": 1, "crlf": 9, "spaces": 2, "comment": 1}
+    expected.update(invisible=2, no_word=2)
     assert +counts == expected
 
 
@@ -237,9 +238,12 @@ def test_what_is_odd_in_a_text_is_noted_and_what_is_not_is_not(tmp_path):
     assert notes([(["im", "Jahr", "2023"], None)] * 3) == ""
     assert "no word is in an entity" in notes([(["Anna", "runs"], ["O", "O"])])
     records = ['{"text": "Kala."}', '"text": "Kala."', "12\tKala.", "Kala <b>ne</b>.", '"Kala","a"']
-    for line in [*records, "12 ne.", '"Kala", ne.', "3,5 ne.", "[[Kala]] ne.", "<3 ne."]:
+    for line in records:
         _, counts = data.read_raw_text(write(tmp_path, f"{line}\n" * 5))
-        assert ("JSON" in " ".join(counts)) == (line in records), line
+        assert "JSON" in " ".join(counts), line
+    for line in ["12 ne.", '"Kala", ne.', "3,5 ne.", "[[Kala]] ne.", "<3 ne."]:
+        _, counts = data.read_raw_text(write(tmp_path, f"{line}\n" * 5))
+        assert "JSON" not in " ".join(counts), line
     assert notes(alone[:2], 0.76) == "76% of sub-tokens unknown to the encoder"
     assert notes(alone[:2], 0.04) == ""
 
@@ -314,7 +318,8 @@ def test_the_types_are_those_that_the_sources_share_or_those_asked_for():
 
 # ------------------------------------------------------------------------ tiny encoders
 
-SIZE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZE["intermediate_size"] = 32
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 NAMES = ["pad_token", "unk_token", "cls_token", "sep_token", "mask_token"]
 TEXT = [" ".join(words) for words, _ in data.toy_corpus("qaa", 0)["train"][:200]]
@@ -362,7 +367,8 @@ def save(folder, tokenizer, config, size=SIZE, **options):
 
 
 SHORT = {"max_position_embeddings": 130, "pad_token_id": 0}
-ENDS = dict(pad_token_id=0, bos_token_id=2, cls_token_id=2, eos_token_id=3, sep_token_id=3)
+ENDS = {"pad_token_id": 0, "bos_token_id": 2, "cls_token_id": 2}
+ENDS.update(eos_token_id=3, sep_token_id=3)
 OF_XLNET = {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 32}
 ENCODERS = {  # (tokenizer, configuration, its options)
     "BERT": (wordpiece, transformers.BertConfig, SIZE),
@@ -674,7 +680,8 @@ def test_what_a_killed_process_left_is_no_piece_and_goes_when_that_is_made_again
     """In a container, a process may have the number of the one that was killed."""
     with data.writing(tmp_path / "y", {}) as partial:
         mine = partial.name.replace(".y.", ".x.")
-    dead, living = (mine.replace(f"{os.getpid()}.", f"{n}.") for n in (99_999_999, os.getppid()))
+    dead = mine.replace(f"{os.getpid()}.", "99999999.")
+    living = mine.replace(f"{os.getpid()}.", f"{os.getppid()}.")
     for name in ("x", mine, dead, living):
         (tmp_path / name).mkdir()  # x was being replaced: its record goes first
         (tmp_path / name / "half").write_text("")
