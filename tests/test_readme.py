@@ -172,6 +172,11 @@ def test_other_numbers_of_the_readme_are_those_of_the_committed_files(seven):
     share = gained["tsl-sim"] / gained["its own labels"]
     assert f"has {first['its own labels']:.1f} F1" in WORDS
     assert f"`tsl-sim` has {100 * share:.0f} %" in WORDS
+    five = counts_of("african-old")
+    add_best_source(five)
+    lead = differences(five).delta_f1.sort_index()
+    assert f"Yoruba alone has {lead['best source', 'tsl-sim', 'ibo']:.0f} F1 more" in WORDS
+    assert (lead["tsl-sim", "direct-en"] < 0).sum() == 1  # on Xhosa
     for part, low in (("mtmt-s0", 5), ("lambda-s0", 4), ("lambda-s1", 5)):  # not distilled
         tables = map(pd.read_csv, MEASURED.glob(f"african-{part}-*.csv"))
         assert sum(table.fidelity_train.min() < 80 for table in tables) == low
