@@ -573,9 +573,12 @@ def from_hub(monkeypatch, preset, lang, labels=LABELS, words=("Anna", "is"), num
     return found["dev"][0], asked[1]
 
 
+CONLL = "eriktks/conll2003@refs%2Fconvert%2Fparquet/conll2003"
+
+
 @pytest.mark.parametrize("preset, lang, more, file", [
-    ("wikiann", "sw", [], data.HUB_FILES["wikiann"].format(lang="sw", split="validation")),
-    ("conll", "en", ["B-MISC", "I-MISC"], data.HUB_FILES["conll en"].format(split="validation")),
+    ("wikiann", "sw", [], "unimelb-nlp/wikiann/sw/validation-00000-of-00001.parquet"),
+    ("conll", "en", ["B-MISC", "I-MISC"], f"{CONLL}/validation/0000.parquet"),
 ])
 def test_a_preset_reads_its_own_files_of_the_hub(monkeypatch, preset, lang, more, file):
     found = from_hub(monkeypatch, preset, lang, LABELS + more)

@@ -92,6 +92,8 @@ def test_targets_carry_no_tags_outside_gold(guarded):
         for split in ("train", "test"):
             folder = guarded["plain"] / f"data/targets/{target}/{split}"
             assert "tags" not in datasets.load_from_disk(str(folder)).column_names
+    tagged = [name for name in files(guarded["plain"]) if "gold" in name]
+    assert tagged and all(name.startswith("gold/") for name in tagged)
 
 
 @pytest.fixture
